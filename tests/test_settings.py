@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+
+import pytest
+from parts import ROOT
+
+from wechat_sign.errors import ConfigError
+from wechat_sign.settings import (
+    JssdkSettings,
+    RedisSettings,
+    ServerSettings,
+    Settings,
+    WeChatSettings,
+    load_settings,
+)
+
+ACCOUNT = "[wechat]\nappid = wx1\nsecret = s3cr3t\n"
+
+
+def load(text: str | bytes, tmp_path: Path, **environ: str) -> Settings:
+    path = tmp_path / "config.ini"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_settings(path, environ)
+
+
+def problems(text: str | bytes, tmp_path: Path, **environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(text, tmp_path, **environ)
+    assert all(str(tmp_path) in problem for problem in caught.value.problems)
+    return [problem.partition("config.ini: ")[2] for problem in caught.value.problems]
+
+
+def test_the_defaults_are_those_of_the_program_that_this_one_replaces(tmp_path: Path) -> None:
+    assert load(ACCOUNT, tmp_path) == Settings(
+        WeChatSettings("wx1", "s3cr3t", "https://api.weixin.qq.com", "token", 5),
+        RedisSettings("", 6379, 0, "", "", False, "", "", 7100, 600),
+        JssdkSettings(True, ("updateAppMessageShareData", "updateTimelineShareData"), (), ()),
+        ServerSettings("0.0.0.0", 8060),
+    )
+
+
+def test_the_keys_contain_the_appid_unless_they_are_named(tmp_path: Path) -> None:
+    settings = load(ACCOUNT, tmp_path)
+    assert settings.access_token_key == "wechat:wx1:access_token"
+    assert settings.jsapi_ticket_key == "wechat:wx1:jsapi_ticket"
+    named = load(ACCOUNT + "[redis]\naccess_token_key=a\njsapi_ticket_key=b", tmp_path)
+    assert (named.access_token_key, named.jsapi_ticket_key) == ("a", "b")
+
+
+def test_every_option_is_read(tmp_path: Path) -> None:
+    text = """
+    [wechat]
+    appid = wx1
+    secret = s
+    api = http://127.0.0.1:1/base/
+    token_api = STABLE_TOKEN
+    timeout = 2.5
+    [redis]
+    host = r
+    port = 1
+    db = 2
+    username = u
+    password = p
+    tls = yes
+    access_token_key = a
+    jsapi_ticket_key = t
+    expire = 3
+    recheck = 0
+    [jssdk]
+    debug = off
+    js_api_list = scanQRCode,getLocation
+        chooseImage
+    open_tag_list = wx-open-launch-app
+    page_hosts = H5.example.com, *.例子.com, [::1]
+    [server]
+    address = ::1
+    port = 4
+    """
+    text = "\n".join(line[4:] for line in text.splitlines())
+    assert load(text, tmp_path) == Settings(
+        WeChatSettings("wx1", "s", "http://127.0.0.1:1/base", "stable_token", 2.5),
+        RedisSettings("r", 1, 2, "u", "p", True, "a", "t", 3, 0),
+        JssdkSettings(
+            False,
+            ("scanQRCode", "getLocation", "chooseImage"),
+            ("wx-open-launch-app",),
+            ("h5.example.com", "*.xn--fsqu00a.com", "[::1]"),
+        ),
+        ServerSettings("::1", 4),
+    )
+
+
+def test_every_problem_is_reported_at_once_with_its_place(tmp_path: Path) -> None:
+    text = (
+        "[wechat]\nappid =\napi = ftp://a\ntimeout = soon\n[redis]\nport = 70000\ntls = maybe\n"
+        "prot = 1\n[jsdk]\n[jssdk]\npage_hosts = https://a/\njs_api_list = get-location\n"
+        "[server]\nport = 80 ; http\n[DEFAULT]\nport = 1"
+    )
+    assert problems(text, tmp_path) == [
+        "[jsdk]: unknown section; did you mean jssdk?",
+        "[DEFAULT]: unknown section; known are wechat, redis, jssdk, server",
+        "[wechat] appid is required: fill it in",
+        "[wechat] secret is required: fill it in (or set the environment variable WECHAT_SECRET)",
+        "[wechat] api = ftp://a: must be a plain url, like https://api.weixin.qq.com",
+        "[wechat] timeout = soon: must be a number from 0.1 to 60",
+        "[redis] prot: unknown option; did you mean port?",
+        "[redis] port = 70000: must be a whole number from 1 to 65535",
+        "[redis] tls = maybe: must be one of 1, yes, true, on, 0, no, false, off",
+        "[jssdk] js_api_list = get-location: get-location: must be the name of a JS API",
+        "[jssdk] page_hosts = https://a/: https://a/: must be a host name alone, without scheme, "
+        "port or path, like h5.example.com or *.example.com",
+        "[server] port = 80 ; http: must be a whole number from 0 to 65535",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("appid = wx1", "line 1: a [section] must come before the first option"),
+        (ACCOUNT + "nonsense", "line 4: is not option = value"),
+        (ACCOUNT + "appid = wx2", "[wechat] appid stands there twice; keep one"),
+        (ACCOUNT + "[wechat]", "[wechat] stands there twice; join the two"),
+        (ACCOUNT + "[redis]\nexpire = 7201", "must be a whole number from 1 to 7200"),
+        (ACCOUNT + "[redis]\nexpire = 0", "must be a whole number from 1 to 7200"),
+        (ACCOUNT + "[redis]\nhost = r ; mine", "a comment needs a line of its own"),
+        (ACCOUNT + "token_api = stable", "must be one of token, stable_token"),
+        (ACCOUNT + "api = https://user@a", "must be a plain url"),
+        (ACCOUNT + "api = https://a:port", "must be a plain url"),
+        (ACCOUNT + "timeout = nan", "must be a number from 0.1 to 60"),
+        (ACCOUNT + "[jssdk]\npage_hosts = *", "must be a host name"),
+        (ACCOUNT + "[jssdk]\npage_hosts = a:80", "must be a host name"),
+        (ACCOUNT + "[jssdk]\npage_hosts = a..b", "must be a host name"),
+        (ACCOUNT + "[redis]\naccess_token_key=k\njsapi_ticket_key=k", "are the same"),
+        ("[wechat]\nappid=0123456789abcdef0123456789abcdef\nsecret=s", "looks like the secret"),
+        (b"[wechat]\nappid = \xd6\xd0", "is not UTF-8 text"),
+    ],
+)
+def test_a_wrong_file_is_told_in_a_sentence(
+    text: str | bytes, problem: str, tmp_path: Path
+) -> None:
+    assert problem in "\n".join(problems(text, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[wechat]\nappid = wx1\n secret = s3cr3t",  # indented: swallowed by appid
+        "[wechat]\nappid = wx1\nsecret = s3cr3t x",
+        "[wechat]\nappid = s3cr3ts3cr3t!",
+        "[wechat]\nappid = wx1\nsecret s3cr3t",
+        "[wechat]\nappid = wx1\nappsecret = s3cr3t",
+        "[wechat]\nappid = wx1\nsecret = s\n[redis]\npassword = s3cr3t\n on two lines",
+    ],
+)
+def test_no_problem_shows_a_secret(text: str, tmp_path: Path) -> None:
+    assert "s3cr3t" not in "\n".join(problems(text, tmp_path))
+
+
+def test_nor_do_the_settings(tmp_path: Path) -> None:
+    assert "s3cr3t" not in repr(load(ACCOUNT + "[redis]\npassword = s3cr3t", tmp_path))
+
+
+@pytest.mark.parametrize("password", ["50%", "%(x)s", "a#b;c", "a ; b # c", "中文=："])
+def test_a_password_is_taken_as_it_stands(password: str, tmp_path: Path) -> None:
+    settings = load(ACCOUNT + f"[redis]\npassword = {password}\n", tmp_path)
+    assert settings.redis.password == password
+
+
+def test_a_file_from_a_windows_editor_is_read(tmp_path: Path) -> None:
+    text = b"\xef\xbb\xbf" + ACCOUNT.replace("\n", "\r\n").encode()
+    assert load(text, tmp_path).wechat.secret == "s3cr3t"
+
+
+def test_the_environment_stands_in_for_what_the_file_leaves_empty(tmp_path: Path) -> None:
+    environ = {"WECHAT_SECRET": "from-env", "REDIS_PASSWORD": "pw-from-env"}
+    settings = load("[wechat]\nappid = wx1\nsecret =\n", tmp_path, **environ)
+    assert (settings.wechat.secret, settings.redis.password) == ("from-env", "pw-from-env")
+    assert load(ACCOUNT, tmp_path, **environ).wechat.secret == "s3cr3t"
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Copy config\.example\.ini .* --sandbox"):
+        load_settings(tmp_path / "none.ini", {})
+    with pytest.raises(ConfigError, match="can't be read: Is a directory"):
+        load_settings(tmp_path, {})
+
+
+def test_the_example_works_once_appid_and_secret_are_filled_in(tmp_path: Path) -> None:
+    example = (ROOT / "config.example.ini").read_text(encoding="utf-8")
+    assert problems(example, tmp_path)[0] == "[wechat] appid is required: fill it in"
+    filled = example.replace("appid =\n", "appid = wx1\n").replace("secret =\n", "secret = s\n")
+    settings = load(filled, tmp_path)
+    assert settings.wechat == WeChatSettings("wx1", "s", token_api="stable_token")
+    assert settings.redis == RedisSettings(host="127.0.0.1")
+    assert settings.server == ServerSettings()
+    assert settings.jssdk.js_api_list[:2] == JssdkSettings().js_api_list
+
+
+def test_the_example_has_every_option_with_a_comment() -> None:
+    text = (ROOT / "config.example.ini").read_text(encoding="utf-8")
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(text)
+    shown = {name: set(parser[name]) for name in parser.sections()}
+    settings = Settings(WeChatSettings("wx1", "s"))
+    assert shown == {name: set(vars(section)) for name, section in vars(settings).items()}

@@ -1,0 +1,1 @@
+"""Signatures for WeChat's JS-SDK: everything that is WeChat's, nothing that is Tornado's."""
