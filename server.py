@@ -1,0 +1,380 @@
+"""The signing server: routes, handlers, command line, start and stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import PeriodicCallback
+from tornado.iostream import IOStream
+from tornado.log import access_log
+from tornado.netutil import bind_sockets
+from tornado.web import Application, HTTPError, RequestHandler
+
+from wechat_sign.cache import MemoryCache, RedisCache
+from wechat_sign.credentials import WeChat
+from wechat_sign.errors import (
+    BadPageUrl,
+    ConfigError,
+    PageHostNotAllowed,
+    SigningError,
+    WeChatRefused,
+)
+from wechat_sign.page_url import check_host, host_is_listed, host_of, page_url
+from wechat_sign.sandbox import Sandbox
+from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
+from wechat_sign.signature import new_noncestr, wx_config
+from wechat_sign.tickets import JsapiTickets
+
+log = logging.getLogger("server")
+
+LOOK_EVERY = 60
+"""Seconds between the server's own looks at the ticket."""
+DRAIN = 5.0
+"""Seconds that answers under way have left when the server is told to stop."""
+QUIET = 0.2
+"""Seconds without a request after which a stopping server takes it that none is on its way."""
+SO_ATTACH_FILTER = 26
+"""Linux's number, which Python's socket module does not name."""
+
+_STATUS = {BadPageUrl: 400, PageHostNotAllowed: 403, WeChatRefused: 502}
+
+
+class SigningApplication(Application):
+    """The routes, and what the handlers share; it counts requests, for a stop to wait for them."""
+
+    def __init__(self, settings: Settings, tickets: JsapiTickets) -> None:
+        self.config = settings
+        self.tickets = tickets
+        self.under_way = 0
+        self.last_end = 0.0
+        self.stopping = False
+        super().__init__(
+            [("/getApi", GetApi)], default_handler_class=NotFound, log_function=log_request
+        )
+
+
+class JsonHandler(RequestHandler):
+    """Answers in JSON, errors included, and is never cached."""
+
+    application: SigningApplication
+    refusal = ""
+
+    def initialize(self) -> None:
+        self.application.under_way += 1
+
+    def on_finish(self) -> None:
+        self.application.under_way -= 1
+        self.application.last_end = time.monotonic()
+
+    def set_default_headers(self) -> None:
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        if self.application.stopping:
+            self.set_header("Connection", "close")
+
+    def compute_etag(self) -> None:
+        """None: no answer is the same twice."""
+
+    def refuse(self, status: int, error: str, **more: Any) -> None:
+        self.set_status(status)
+        self.refusal = error
+        self.finish({"error": error, **more})
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if status_code == 405:
+            self.set_header("Allow", "GET, OPTIONS")
+        self.refuse(status_code, f"{self._reason}: {self.request.method} {self.request.path}")
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if not isinstance(value, HTTPError):  # those stand in the access log
+            super().log_exception(typ, value, tb)
+
+
+class NotFound(JsonHandler):
+    """Every path that is not a route."""
+
+    def prepare(self) -> None:
+        self.refuse(404, f"there is nothing at {self.request.path}; try /getApi?url=")
+
+
+class GetApi(JsonHandler):
+    """`GET /getApi?url=PAGE`: what the page hands to `wx.config`."""
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        page_hosts = self.application.config.jssdk.page_hosts
+        if page_hosts:
+            self.set_header("Vary", "Origin")
+            origin = self.request.headers.get("Origin", "")
+            if host_is_listed(host_of(origin), page_hosts):
+                self.set_header("Access-Control-Allow-Origin", origin)
+
+    async def get(self) -> None:
+        config = self.application.config
+        try:
+            url = page_url(self.request.query.encode("latin-1"))
+            check_host(url, config.jssdk.page_hosts)
+            ticket = await self.application.tickets.current()
+        except SigningError as error:
+            self.refuse_for(error)
+            return
+        answer = wx_config(
+            url=url,
+            jsapi_ticket=ticket,
+            appid=config.wechat.appid,
+            jssdk=config.jssdk,
+            noncestr=new_noncestr(),
+            timestamp=int(time.time()),
+        )
+        self.finish(answer)
+
+    def options(self) -> None:
+        self.set_status(204)
+        self.set_header("Allow", "GET, OPTIONS")
+        if "Access-Control-Allow-Origin" in self._headers:
+            self.set_header("Access-Control-Allow-Methods", "GET")
+            self.set_header("Access-Control-Max-Age", "600")
+            wanted = self.request.headers.get("Access-Control-Request-Headers")
+            if wanted:
+                self.set_header("Access-Control-Allow-Headers", wanted)
+
+    def refuse_for(self, error: SigningError) -> None:
+        """The caller learns the kind and the errcode; the whole story is in the log."""
+        status = _STATUS.get(type(error), 503)
+        if status < 500:
+            self.refuse(status, str(error))
+            return
+        self.set_header("Retry-After", str(self.application.tickets.retry_after))
+        if isinstance(error, WeChatRefused):
+            self.refuse(
+                status,
+                f"WeChat refuses with errcode {error.errcode}; the server's log says what to do",
+                errcode=error.errcode,
+            )
+        else:
+            self.refuse(status, "no ticket to sign with just now; the server's log says why")
+
+
+def log_request(handler: RequestHandler) -> None:
+    """Failures at WARNING and ERROR with the reason, the rest at INFO."""
+    status = handler.get_status()
+    level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
+    if access_log.isEnabledFor(level):
+        request = handler.request
+        took = 1000 * request.request_time()
+        reason = getattr(handler, "refusal", "")
+        line = "%d %s %r from %s, %.1f ms%s"
+        access_log.log(
+            level,
+            line,
+            status,
+            request.method,
+            request.uri,
+            request.remote_ip,
+            took,
+            reason and f": {reason}",
+        )
+
+
+def make_tickets(settings: Settings) -> JsapiTickets:
+    """The ticket's keeper, on Redis where the settings name one."""
+    cache = (
+        RedisCache(settings.redis, lock_key=settings.lock_key, lease=settings.lease)
+        if settings.redis.host
+        else MemoryCache()
+    )
+    return JsapiTickets(WeChat(settings.wechat), cache, settings)
+
+
+def listen(settings: ServerSettings) -> list[socket.socket]:
+    """Bound sockets. Raises ConfigError where the address or the port can't be had."""
+    try:
+        return bind_sockets(settings.port, settings.address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"can't listen on {settings.address} port {settings.port}: {reason}. "
+            "Choose another with --address and --port, or in [server]"
+        ) from None
+
+
+async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
+    """Runs until SIGTERM or SIGINT, then lets the answers under way finish."""
+    application = SigningApplication(settings, make_tickets(settings))
+    server = HTTPServer(application)
+    server.add_sockets(sockets)
+
+    async def look() -> None:
+        with suppress(SigningError):  # the look-up itself has logged it
+            await application.tickets.current()
+
+    looking = asyncio.ensure_future(look())
+    look_again = PeriodicCallback(look, LOOK_EVERY * 1000)
+    look_again.start()
+
+    await told_to_stop()
+    log.info("stopping")
+    look_again.stop()
+    looking.cancel()
+    await drain(application, server, sockets)
+
+
+async def told_to_stop() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stop.set)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
+    await stop.wait()
+
+
+async def drain(
+    application: SigningApplication, server: HTTPServer, sockets: list[socket.socket]
+) -> None:
+    """Stops accepting, and waits up to DRAIN seconds for what was accepted."""
+    last = [listening.dup() for listening in sockets]
+    server.stop()
+    for listening in last:
+        # Connections that wait in the kernel's queue are accepted in their clients' eyes.
+        with listening, suppress(BlockingIOError):
+            let_nobody_in(listening)
+            while True:
+                connection, address = listening.accept()
+                server.handle_stream(IOStream(connection), address)
+    application.stopping = True
+    begun = now = time.monotonic()
+    while now < begun + DRAIN and (
+        application.under_way or now < max(begun, application.last_end) + QUIET
+    ):
+        await asyncio.sleep(QUIET / 10)
+        now = time.monotonic()
+    await server.close_all_connections()
+    await application.tickets.close(timeout=max(0.0, begun + DRAIN - now))
+
+
+def let_nobody_in(listening: socket.socket) -> None:
+    """Where the kernel can (Linux), from now on no connection joins the socket's queue.
+
+    Otherwise one that comes between the last accept and the close is lost.
+    """
+    if sys.platform == "linux":
+        drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0
+        program = struct.pack("HP", 1, ctypes.addressof(drop))
+        with suppress(OSError):
+            listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="server.py", description="Signs pages for WeChat's JS-SDK: GET /getApi?url=PAGE"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--config",
+        type=Path,
+        default=Path("config.ini"),
+        help="the INI file (default: %(default)s)",
+    )
+    source.add_argument(
+        "--sandbox", action="store_true", help="try it: no INI file, WeChat account or Redis"
+    )
+    parser.add_argument("--address", help="listen here instead of [server] address")
+    parser.add_argument("--port", type=port_number, help="listen here instead of [server] port")
+    parser.add_argument("--verbose", action="store_true", help="log every request, and details")
+    return parser.parse_args(arguments)
+
+
+def port_number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: a number from 0 to 65535")
+    return int(text)
+
+
+def log_to_stderr(*, verbose: bool) -> None:
+    # Never DEBUG for all: what libraries log there has credentials in it.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    access_log.setLevel(logging.INFO if verbose else logging.WARNING)
+    if verbose:
+        for name in ("server", "wechat_sign"):
+            logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 when told to stop, 1 where it can't listen, 2 for a bad configuration."""
+    given = parse_arguments(arguments)
+    log_to_stderr(verbose=given.verbose)
+    try:
+        if given.sandbox:
+            wechat = Sandbox().start()
+            settings = Settings(
+                WeChatSettings(wechat.appid, wechat.secret, wechat.url),
+                server=ServerSettings(address="127.0.0.1"),
+            )
+        else:
+            settings = load_settings(given.config, os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    overrides = {"address": given.address, "port": given.port}
+    settings = replace(
+        settings,
+        server=replace(settings.server, **{k: v for k, v in overrides.items() if v is not None}),
+    )
+    try:
+        sockets = listen(settings.server)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    announce(settings, sockets)
+    if given.sandbox:
+        print_sandbox(sockets)
+    asyncio.run(serve(settings, sockets))
+    return 0
+
+
+def base_url(sockets: list[socket.socket]) -> str:
+    host, port = sockets[0].getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def announce(settings: Settings, sockets: list[socket.socket]) -> None:
+    redis = settings.redis
+    where = f"Redis {redis.host}:{redis.port}/{redis.db}" if redis.host else "this process only"
+    appid = settings.wechat.appid
+    log.info("listening on %s for appid %s, credentials in %s", base_url(sockets), appid, where)
+
+
+def print_sandbox(sockets: list[socket.socket]) -> None:
+    here = base_url(sockets).replace("/0.0.0.0:", "/127.0.0.1:").replace("/[::]:", "/[::1]:")
+    print(
+        "\n"
+        "*** SANDBOX: a stand-in plays WeChat. These signatures are NOT VALID in WeChat. ***\n"
+        "*** 沙箱模式：签名仅供试用，在微信中无效。 ***\n\n"
+        "Paste this into another terminal:\n\n"
+        f'    curl "{here}/getApi?url=https://h5.example.com/page?a=1&b=2"\n',
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    # A call to WeChat under way can't be cancelled, and nobody waits for it any more.
+    os._exit(status)

@@ -1,0 +1,502 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import json
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+import tornado.testing
+from parts import (
+    PATIENCE,
+    ROOT,
+    RedisServer,
+    Server,
+    assert_no_credential,
+    eventually,
+    fetch,
+    settings_for,
+    write_ini,
+)
+from tornado.httpclient import HTTPResponse
+
+import server
+from wechat_sign.sandbox import Fault, Sandbox
+from wechat_sign.settings import JssdkSettings, ServerSettings, Settings
+
+PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20"
+
+
+def signature_of(answer: dict[str, Any], ticket: str, url: str) -> str:
+    """Computed here from WeChat's rule, not by the code under test."""
+    fields = {
+        "jsapi_ticket": ticket,
+        "noncestr": answer["nonceStr"],
+        "timestamp": answer["timestamp"],
+        "url": url,
+    }
+    text = "&".join(f"{name}={fields[name]}" for name in sorted(fields))
+    return hashlib.sha1(text.encode()).hexdigest()
+
+
+class ServerCase(tornado.testing.AsyncHTTPTestCase):
+    """The whole application over HTTP, in front of the sandbox."""
+
+    page_hosts: tuple[str, ...] = ()
+    open_tag_list: tuple[str, ...] = ()
+
+    @pytest.fixture(autouse=True)
+    def _use(self, wechat: Sandbox, redis_server: RedisServer) -> None:
+        self.wechat = wechat
+        self.redis_server = redis_server
+
+    def get_app(self) -> server.SigningApplication:
+        base = settings_for(self.wechat, self.redis_server)
+        jssdk = JssdkSettings(page_hosts=self.page_hosts, open_tag_list=self.open_tag_list)
+        settings = Settings(base.wechat, base.redis, jssdk)
+        return server.SigningApplication(settings, server.make_tickets(settings))
+
+    def call(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
+        body = "" if method in ("POST", "PUT", "PATCH") else None
+        return self.fetch(path, method=method, headers=headers, body=body)
+
+    def assert_signs(self, query: str, url: str) -> dict[str, Any]:
+        response = self.call(f"/getApi?{query}")
+        assert response.code == 200, response.body
+        answer: dict[str, Any] = json.loads(response.body)
+        assert answer["signature"] == signature_of(answer, self.wechat.ticket, url)
+        return answer
+
+    def refusal(self, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+        response = self.call(path, method, **headers)
+        body = json.loads(response.body)
+        assert response.headers["Content-Type"] == "application/json; charset=UTF-8"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert_no_credential(str(body), self.wechat.issued)
+        return response.code, body["error"]
+
+
+class TestGetApi(ServerCase):
+    def test_the_answer_goes_straight_into_wx_config(self) -> None:
+        response = self.call(f"/getApi?url={PAGE}")
+        assert response.headers["Content-Type"] == "application/json; charset=UTF-8"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "Etag" not in response.headers
+        assert "Access-Control-Allow-Origin" not in response.headers
+        assert "Vary" not in response.headers
+        answer = json.loads(response.body)
+        keys = ["debug", "appId", "timestamp", "nonceStr", "signature", "jsApiList"]
+        assert list(answer) == keys
+        assert answer["debug"] is True
+        assert answer["appId"] == self.wechat.appid
+        assert abs(answer["timestamp"] - time.time()) < PATIENCE
+        assert isinstance(answer["timestamp"], int)
+        assert re.fullmatch("[A-Za-z0-9]{16}", answer["nonceStr"])
+        assert re.fullmatch("[0-9a-f]{40}", answer["signature"])
+        assert answer["jsApiList"] == ["updateAppMessageShareData", "updateTimelineShareData"]
+        assert_no_credential(response.body.decode(), self.wechat.issued)
+
+    def test_no_two_answers_are_the_same(self) -> None:
+        answers = {self.call(f"/getApi?url={PAGE}").body for _ in range(5)}
+        assert len(answers) == 5
+
+    def test_however_it_is_sent_the_pages_own_url_is_signed(self) -> None:
+        escaped = quote(PAGE, safe="")
+        axios = escaped.replace("%3A", ":").replace("%24", "$").replace("%2C", ",")
+        for query in (
+            f"url={PAGE}",
+            f"url={escaped}",
+            f"url={axios}",
+            f"url={escaped}&_=1795440636",
+            f"_=1795440636&url={escaped}",
+            urlencode({"url": PAGE}),
+            "url=" + quote(PAGE + "#/route", safe=""),
+            f"_=1&url={PAGE}",
+        ):
+            self.assert_signs(query, PAGE)
+
+    def test_a_bad_url_is_a_400_with_a_sentence(self) -> None:
+        assert self.refusal("/getApi") == (
+            400,
+            "the parameter url is missing; send it as "
+            "encodeURIComponent(location.href.split('#')[0])",
+        )
+        assert self.refusal("/getApi?url=x")[0] == 400
+        assert "escaped twice" in self.refusal("/getApi?url=" + quote(quote(PAGE, safe="")))[1]
+
+    def test_other_routes_and_methods_are_json_too(self) -> None:
+        assert self.refusal("/") == (404, "there is nothing at /; try /getApi?url=")
+        assert self.refusal("/getApi/")[0] == 404
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            status, _ = self.refusal(f"/getApi?url={PAGE}", method)
+            assert status == 405
+        assert self.call("/getApi", "POST").headers["Allow"] == "GET, OPTIONS"
+        assert self.call("/getApi", "HEAD").code == 405
+
+    def test_options_answers_204_without_cors_headers(self) -> None:
+        response = self.call("/getApi", "OPTIONS", Origin="https://h5.example.com")
+        assert (response.code, response.body) == (204, b"")
+        assert not [name for name in response.headers if name.startswith("Access-Control")]
+
+    def test_a_refusing_wechat_is_a_502_with_its_errcode(self) -> None:
+        self.wechat.faults["token"] = Fault(errcode=40164)
+        response = self.call(f"/getApi?url={PAGE}")
+        assert response.code == 502
+        body = json.loads(response.body)
+        assert body["errcode"] == 40164
+        assert "203.0.113.7" not in body["error"]
+        assert 50 <= int(response.headers["Retry-After"]) <= 60
+
+    def test_an_unreachable_wechat_is_a_503(self) -> None:
+        self.wechat.faults["getticket"] = Fault(hang_up=True)
+        response = self.call(f"/getApi?url={PAGE}")
+        assert response.code == 503
+        assert list(json.loads(response.body)) == ["error"]
+        assert response.headers["Retry-After"] == "1"
+
+    def test_a_thousand_requests_to_a_refused_server_ask_wechat_once(self) -> None:
+        self.wechat.faults["token"] = Fault(errcode=40164)
+        for _ in range(1000):
+            assert self.call(f"/getApi?url={PAGE}").code == 502
+        assert self.wechat.calls == {"token": 1}
+
+
+class TestPageHosts(ServerCase):
+    page_hosts = ("h5.example.com", "*.example.net")
+    open_tag_list = ("wx-open-launch-weapp",)
+
+    def test_pages_on_the_list_are_signed_and_others_are_403(self) -> None:
+        self.assert_signs(f"url={PAGE}", PAGE)
+        answer = self.assert_signs(
+            "url=https://A.b.Example.NET:444/", "https://A.b.Example.NET:444/"
+        )
+        assert answer["openTagList"] == ["wx-open-launch-weapp"]
+        for url in (
+            "https://example.net/",
+            "https://evil.com\\@h5.example.com/",
+            "https://h5.example.com@evil.com/",
+            "https://h5.example.com.evil.com/",
+            "https://evil.com/h5.example.com",
+            "https://evil.com?h5.example.com/",
+            "https://h5.example.com%00.evil.com/",
+        ):
+            status, error = self.refusal("/getApi?url=" + quote(url, safe=""))
+            assert status == 403
+            assert "page_hosts" in error
+
+    def test_an_origin_on_the_list_may_read_answers_and_errors(self) -> None:
+        for origin in ("https://h5.example.com", "http://x.example.net:8080"):
+            for path in (f"/getApi?url={PAGE}", "/getApi"):
+                headers = self.call(path, Origin=origin).headers
+                assert headers["Access-Control-Allow-Origin"] == origin
+                assert headers["Vary"] == "Origin"
+
+    def test_other_origins_may_not(self) -> None:
+        for origin in (
+            "https://evil.com",
+            "null",
+            "https://h5.example.com.evil.com",
+            "h5.example.com",
+        ):
+            headers = self.call(f"/getApi?url={PAGE}", Origin=origin).headers
+            assert "Access-Control-Allow-Origin" not in headers
+            assert headers["Vary"] == "Origin"
+
+    def test_the_preflight_is_answered(self) -> None:
+        wanted = {"Origin": "https://h5.example.com", "Access-Control-Request-Headers": "x-token"}
+        response = self.call("/getApi", "OPTIONS", **wanted)
+        assert response.code == 204
+        assert response.headers["Access-Control-Allow-Origin"] == "https://h5.example.com"
+        assert response.headers["Access-Control-Allow-Methods"] == "GET"
+        assert response.headers["Access-Control-Allow-Headers"] == "x-token"
+
+
+def raw(url: str, request: bytes) -> bytes:
+    """The whole answer to bytes sent as they are."""
+    host, _, port = url.partition("//")[2].partition(":")
+    with socket.create_connection((host, int(port)), PATIENCE) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tmp_path: Path, wechat: Sandbox) -> Iterator[Start]:
+    """Starts servers for the sandbox, with further lines for their INI file, and ends them."""
+    started: list[Server] = []
+
+    def start_one(*lines: str, verbose: bool = True, **environ: str) -> Server:
+        ini = write_ini(tmp_path / f"{len(started)}.ini", wechat, *lines)
+        more = ["--verbose"] if verbose else []
+        command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0", *more]
+        started.append(Server(*command, **environ))
+        return started[-1]
+
+    yield start_one
+    for running in started:
+        running.kill()
+        assert_no_credential(running.output, wechat.issued)
+
+
+def test_the_sandbox_prints_a_curl_line_that_works() -> None:
+    sandboxed = Server("--sandbox", "--port", "0")
+    output = sandboxed.says("curl")
+    assert "NOT VALID" in output
+    match = re.search(r'curl "(\S+)"', output)
+    assert match is not None
+    assert match[1].startswith("http://127.0.0.1:")
+    status, answer = fetch(match[1])
+    assert (status, answer["appId"]) == (200, "wxsandbox")
+    assert sandboxed.stop() == 0
+
+
+def test_bytes_in_a_raw_url_are_signed_as_they_came(start: Start, wechat: Sandbox) -> None:
+    running = start()
+    url = "https://h5.example.com/中?x=1&y=2"
+    request = f"GET /getApi?url={url}#/route HTTP/1.0\r\n\r\n".encode()
+    answer = json.loads(raw(running.url, request).partition(b"\r\n\r\n")[2])
+    assert answer["signature"] == signature_of(answer, wechat.ticket, url)
+    running.stop()
+
+
+def test_a_secret_may_come_from_the_environment(tmp_path: Path, wechat: Sandbox) -> None:
+    ini = tmp_path / "without-secret.ini"
+    ini.write_text(f"[wechat]\nappid = {wechat.appid}\nsecret =\napi = {wechat.url}\n")
+    running = Server("--config", str(ini), "--port", "0", WECHAT_SECRET=wechat.secret)
+    assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
+    assert running.stop() == 0
+
+
+def test_at_start_the_server_looks_for_the_ticket_itself(start: Start, wechat: Sandbox) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    running = start()
+    output = running.says("IP白名单")
+    assert "add 203.0.113.7 to the account's IP whitelist" in output
+    assert running.stop() == 0
+
+
+def test_it_looks_again_without_being_asked(wechat: Sandbox, monkeypatch: Any) -> None:
+    """Once a minute, here sped up."""
+    monkeypatch.setattr(server, "LOOK_EVERY", 0.05)
+    settings = settings_for(wechat, expire=1)
+
+    async def scenario() -> None:
+        sockets = server.listen(ServerSettings("127.0.0.1", 0))
+        serving = asyncio.ensure_future(server.serve(settings, sockets))
+        deadline = time.monotonic() + PATIENCE
+        while wechat.calls["getticket"] < 2:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        signal.raise_signal(signal.SIGTERM)
+        await serving
+
+    asyncio.run(scenario())
+
+
+def test_without_verbose_only_failures_are_logged_one_by_one(start: Start, wechat: Sandbox) -> None:
+    for verbose in (False, True):
+        running = start(verbose=verbose)
+        fetch(f"{running.url}/getApi?url={PAGE}")
+        fetch(f"{running.url}/getApi?url=wrong")
+        running.says("400 GET '/getApi?url=wrong' from 127.0.0.1")
+        assert "must begin with http" in running.output
+        assert ("200 GET" in running.output) is verbose
+        running.stop()
+
+
+def test_eight_instances_hit_cold_make_one_call_of_each_kind(
+    start: Start, wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    wechat.faults["token"] = wechat.faults["getticket"] = Fault(delay=0.1)
+    lines = ("[redis]", "host = 127.0.0.1", f"port = {redis_server.port}")
+    instances = [start(*lines) for _ in range(8)]
+    for instance in instances:
+        status, answer = fetch(f"{instance.url}/getApi?url={PAGE}")
+        assert status == 200
+        assert answer["signature"] == signature_of(answer, wechat.ticket, PAGE)
+    assert wechat.calls == {"token": 1, "getticket": 1}
+    assert 7000 < redis_server.run("TTL", "wechat:wxsandbox:jsapi_ticket") <= 7100
+    for instance in instances:
+        assert instance.stop() == 0
+
+
+def test_redis_killed_while_warm_costs_no_request(
+    start: Start, wechat: Sandbox, own_redis: RedisServer
+) -> None:
+    running = start("[redis]", "host = 127.0.0.1", f"port = {own_redis.port}")
+    assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
+    own_redis.kill()
+    for _ in range(200):
+        assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
+    running.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_under_load_loses_no_accepted_request(
+    start: Start, wechat: Sandbox, number: signal.Signals
+) -> None:
+    running = start(verbose=False)
+    host, _, port = running.url.partition("//")[2].partition(":")
+    assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
+    lost: list[str] = []
+    served = [0] * 8
+
+    def load(place: int) -> None:
+        """Even places keep the connection, odd ones open one for each request."""
+        deadline = time.monotonic() + PATIENCE
+        connection = None
+        while time.monotonic() < deadline:
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+                    connection.connect()
+            except ConnectionRefusedError:
+                return
+            try:
+                connection.request("GET", f"/getApi?url={PAGE}")
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == 200
+                served[place] += 1
+                if place % 2 or answer.getheader("Connection") == "close":
+                    connection.close()
+                    connection = None
+            except (OSError, http.client.HTTPException, AssertionError) as error:
+                lost.append(repr(error))
+                return
+
+    threads = [threading.Thread(target=load, args=(place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually("every client is served", lambda: min(served) > 50)
+    running.process.send_signal(number)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert running.wait() == 0
+    assert lost == []
+
+
+def test_a_stop_waits_for_an_answer_under_way(start: Start, wechat: Sandbox) -> None:
+    hold = threading.Event()
+    wechat.faults["getticket"] = Fault(hold=hold)
+    running = start()
+    got: list[int] = []
+    caller = threading.Thread(
+        target=lambda: got.append(fetch(f"{running.url}/getApi?url={PAGE}")[0])
+    )
+    caller.start()
+    eventually("the ticket is being fetched", lambda: wechat.calls["getticket"])
+    eventually("the caller is connected", lambda: "GET" in running.output or caller.is_alive())
+    running.process.terminate()
+    running.says("stopping")
+    hold.set()
+    caller.join(PATIENCE)
+    assert got == [200]
+    assert running.wait() == 0
+
+
+def test_a_stop_is_bounded_though_wechat_hangs(start: Start, wechat: Sandbox) -> None:
+    wechat.faults["token"] = Fault(hold=threading.Event())
+    running = start("timeout = 60")
+    eventually("WeChat is asked", lambda: wechat.calls["token"])
+    began = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - began < server.DRAIN + 5
+
+
+def test_no_credential_is_printed_whatever_goes_wrong(
+    start: Start, wechat: Sandbox, own_redis: RedisServer
+) -> None:
+    lines = ("timeout = 0.3", "[redis]", "host = 127.0.0.1", f"port = {own_redis.port}")
+    own_redis.run("CONFIG", "SET", "maxmemory", "1")
+    for fault in (
+        None,
+        Fault(errcode=40164),
+        Fault(errcode=40001),
+        Fault(hang_up=True),
+        Fault(delay=0.5),
+        Fault(status=502, body=b"x"),
+    ):
+        for endpoint in ("token", "getticket"):
+            wechat.faults = {endpoint: fault} if fault else {}
+            running = start(*lines)
+            fetch(f"{running.url}/getApi?url={PAGE}")
+            running.stop()
+    wechat.stop()
+    running = start(*lines)
+    assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 503
+    assert "Connection refused" in running.says("no page can be signed")
+    assert running.stop() == 0
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """Exit status and output of a server that does not come to serve."""
+    process = Server(*arguments)
+    return process.wait(), process.output
+
+
+def test_a_missing_ini_file_is_a_sentence_and_status_2(tmp_path: Path) -> None:
+    status, output = run("--config", str(tmp_path / "config.ini"))
+    assert status == 2
+    assert output.count("\n") == 1
+    assert "config.example.ini" in output
+    assert "--sandbox" in output
+
+
+def test_a_wrong_ini_file_is_a_line_for_each_problem_and_status_2(
+    tmp_path: Path, wechat: Sandbox
+) -> None:
+    ini = write_ini(tmp_path / "config.ini", wechat, "timeout = soon", "[redis]", "port = x")
+    status, output = run("--config", str(ini))
+    assert status == 2
+    assert [line.partition(": ")[2] for line in output.splitlines()] == [
+        "[wechat] timeout = soon: must be a number from 0.1 to 60",
+        "[redis] port = x: must be a whole number from 1 to 65535",
+    ]
+
+
+def test_a_port_in_use_is_a_sentence_and_status_1() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, output = run("--sandbox", "--port", port)
+    assert status == 1
+    assert f"can't listen on 127.0.0.1 port {port}: Address already in use" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("address", ["203.0.113.7", "no.such.host.invalid", "a" * 300])
+def test_an_address_that_is_not_ours_is_a_sentence_and_status_1(address: str) -> None:
+    status, output = run("--sandbox", "--address", address)
+    assert status == 1
+    assert "can't listen on" in output
+    assert "Traceback" not in output
+
+
+def test_a_port_that_is_none_is_a_usage_error() -> None:
+    assert "not a port" in run("--port", "99999")[1]
+    assert run("--port", "x")[0] == 2
+
+
+def test_each_library_is_imported_by_one_module() -> None:
+    sources = {
+        path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("wechat_sign/*.py")
+    }
+    sources["server.py"] = (ROOT / "server.py").read_text(encoding="utf-8")
+    for library, module in {
+        "requests": "credentials.py",
+        "redis": "cache.py",
+        "tornado": "server.py",
+    }.items():
+        pattern = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
+        assert [name for name, text in sources.items() if pattern.search(text)] == [module]
