@@ -25,6 +25,9 @@ from tornado.log import access_log
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
+if sys.platform != "win32":
+    import resource
+
 from wechat_sign.cache import MemoryCache, RedisCache
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import (
@@ -48,6 +51,17 @@ DRAIN = 5.0
 """Seconds that answers under way have left when the server is told to stop."""
 QUIET = 0.2
 """Seconds without a request after which a stopping server takes it that none is on its way."""
+MOST_CONNECTIONS = 4096
+"""Connections at once; an idle one takes some 15 KiB."""
+BACKLOG = 1024
+"""Connections that wait in the kernel's queue."""
+LIMITS = {
+    "max_header_size": 32 * 1024,  # an escaped url of 2048 Chinese characters is 18 KiB
+    "max_body_size": 16 * 1024,  # no request here has one
+    "max_buffer_size": 64 * 1024,
+    "idle_connection_timeout": 75,  # seconds; more than the 60 of nginx, which must close first
+    "body_timeout": 10,  # seconds
+}
 SO_ATTACH_FILTER = 26
 """Linux's number, which Python's socket module does not name."""
 
@@ -66,6 +80,42 @@ class SigningApplication(Application):
         super().__init__(
             [("/getApi", GetApi)], default_handler_class=NotFound, log_function=log_request
         )
+
+
+class BoundedServer(HTTPServer):
+    """Has so many connections at the most, and closes the one that was quiet longest for a new
+    one. A class because it carries them in that order."""
+
+    def initialize(self, *arguments: Any, **more: Any) -> None:
+        super().initialize(*arguments, **more)
+        self._quiet_longest: dict[Any, None] = {}
+        self._most = min(MOST_CONNECTIONS, file_descriptors() * 3 // 4)
+
+    def start_request(self, server_conn: object, request_conn: Any) -> Any:
+        """Tornado calls it when a connection begins to wait for a request."""
+        self._quiet_longest.pop(server_conn, None)
+        self._quiet_longest[server_conn] = None
+        if len(self._quiet_longest) > self._most:
+            quiet: Any = next(iter(self._quiet_longest))
+            del self._quiet_longest[quiet]
+            quiet.stream.close()
+        return super().start_request(server_conn, request_conn)
+
+    def on_close(self, server_conn: object) -> None:
+        self._quiet_longest.pop(server_conn, None)
+        super().on_close(server_conn)
+
+
+def file_descriptors() -> int:
+    """How many this process may have, after asking for more where it is a few."""
+    if sys.platform == "win32":
+        return MOST_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS * 4 // 3
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft
 
 
 class JsonHandler(RequestHandler):
@@ -204,7 +254,7 @@ def make_tickets(settings: Settings) -> JsapiTickets:
 def listen(settings: ServerSettings) -> list[socket.socket]:
     """Bound sockets. Raises ConfigError where the address or the port can't be had."""
     try:
-        return bind_sockets(settings.port, settings.address)
+        return bind_sockets(settings.port, settings.address, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
@@ -216,7 +266,7 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
 async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     """Runs until SIGTERM or SIGINT, then lets the answers under way finish."""
     application = SigningApplication(settings, make_tickets(settings))
-    server = HTTPServer(application)
+    server = BoundedServer(application, **LIMITS)
     server.add_sockets(sockets)
 
     async def look() -> None:
@@ -310,7 +360,7 @@ def port_number(text: str) -> int:
 def log_to_stderr(*, verbose: bool) -> None:
     # Never DEBUG for all: what libraries log there has credentials in it.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    access_log.setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("tornado").setLevel(logging.INFO if verbose else logging.WARNING)
     if verbose:
         for name in ("server", "wechat_sign"):
             logging.getLogger(name).setLevel(logging.DEBUG)

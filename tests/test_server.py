@@ -388,21 +388,18 @@ def test_a_stop_under_load_loses_no_accepted_request(
 
 
 def test_a_stop_waits_for_an_answer_under_way(start: Start, wechat: Sandbox) -> None:
-    hold = threading.Event()
-    wechat.faults["getticket"] = Fault(hold=hold)
+    wechat.faults["getticket"] = Fault(delay=5 * server.QUIET)
     running = start()
-    got: list[int] = []
-    caller = threading.Thread(
-        target=lambda: got.append(fetch(f"{running.url}/getApi?url={PAGE}")[0])
-    )
-    caller.start()
+    host, _, port = running.url.partition("//")[2].partition(":")
+    caller = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+    caller.request("GET", f"/getApi?url={PAGE}")
     eventually("the ticket is being fetched", lambda: wechat.calls["getticket"])
-    eventually("the caller is connected", lambda: "GET" in running.output or caller.is_alive())
     running.process.terminate()
-    running.says("stopping")
-    hold.set()
-    caller.join(PATIENCE)
-    assert got == [200]
+    answer = caller.getresponse()
+    assert answer.status == 200
+    assert answer.getheader("Connection") == "close"
+    answer.read()
+    caller.close()
     assert running.wait() == 0
 
 

@@ -13,7 +13,7 @@ import server
 from wechat_sign import cache as cache_module
 from wechat_sign import tickets as tickets_module
 from wechat_sign.credentials import WeChat
-from wechat_sign.errors import SigningError, WeChatRefused, WeChatUnreachable
+from wechat_sign.errors import SigningError, StillWaiting, WeChatRefused, WeChatUnreachable
 from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.tickets import JsapiTickets
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
 TOKEN_KEY = "wechat:wxsandbox:access_token"
+LOCK_KEY = "wechat:wxsandbox:lock"
 
 
 def running(scenario: Callable[[], Awaitable[T]]) -> T:
@@ -71,7 +72,9 @@ def test_a_thousand_callers_share_one_look_up(
         assert set(got) == {wechat.ticket}
         assert await tickets.current() == wechat.ticket
 
+    before = redis_server.run("INFO", "stats")["total_commands_processed"]
     running(scenario)
+    assert redis_server.run("INFO", "stats")["total_commands_processed"] - before < 50
     assert wechat.calls == {token_api: 1, "getticket": 1}
 
 
@@ -161,10 +164,11 @@ def test_an_older_ticket_is_not_waited_for_while_another_instance_asks(
     wechat: Sandbox, redis_server: RedisServer
 ) -> None:
     redis_server.run("SET", TICKET_KEY, "old", "EX", 100)
-    redis_server.run("SET", "wechat:wxsandbox:lock", "another", "EX", 100)
+    redis_server.run("SET", LOCK_KEY, "another", "EX", 100)
 
     async def scenario() -> None:
-        assert await tickets_for(wechat, redis_server).current() == "old"
+        tickets = tickets_for(wechat, redis_server)
+        assert await asyncio.wait_for(tickets.current(), 5) == "old"
 
     running(scenario)
     assert not wechat.calls
@@ -256,6 +260,26 @@ def test_one_instance_in_trouble_does_not_drop_anothers_token(
 
     running(scenario)
     assert wechat.calls == {"token": 1, "getticket": 2}
+
+
+def test_an_instance_that_was_too_slow_asks_wechat_no_further(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    wechat.faults["token"] = hold = Fault(hold=threading.Event())
+
+    async def scenario() -> None:
+        waiting = asyncio.ensure_future(tickets_for(wechat, redis_server).current())
+        await called(wechat, "token", 1)
+        redis_server.run("SET", LOCK_KEY, "another", "EX", 100)
+        assert hold.hold is not None
+        hold.hold.set()
+        with pytest.raises(StillWaiting):
+            await waiting
+        assert redis_server.run("GET", LOCK_KEY) == "another"
+        assert redis_server.run("GET", TOKEN_KEY) is None
+
+    running(scenario)
+    assert wechat.calls == {"token": 1}
 
 
 @pytest.mark.parametrize(
