@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import time
+from asyncio import Future
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -134,8 +135,11 @@ class JsonHandler(RequestHandler):
     def set_default_headers(self) -> None:
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
+
+    def finish(self, chunk: Any = None) -> Future[None]:
         if self.application.stopping:
             self.set_header("Connection", "close")
+        return super().finish(chunk)
 
     def compute_etag(self) -> None:
         """None: no answer is the same twice."""
