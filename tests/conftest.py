@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from parts import RedisServer, assert_no_credential
+from parts import RedisServer, Server, Start, assert_no_credential, write_ini
 
 from wechat_sign.sandbox import Sandbox
 
@@ -45,3 +46,22 @@ def wechat(
     sandbox.stop()
     out, err = capfd.readouterr()
     assert_no_credential(caplog.text + out + err, sandbox.issued)
+
+
+@pytest.fixture
+def start(tmp_path: Path, wechat: Sandbox) -> Iterator[Start]:
+    """Starts servers for the sandbox, with further lines for their INI file, and ends them."""
+    started: list[Server] = []
+
+    def start_one(*lines: str, verbose: bool = True) -> Server:
+        ini = write_ini(tmp_path / f"{len(started)}.ini", wechat, *lines)
+        more = ["--verbose"] if verbose else []
+        command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0", *more]
+        started.append(Server(*command))
+        return started[-1]
+
+    yield start_one
+    for running in started:
+        running.kill()
+        assert_no_credential(running.output, wechat.issued)
+        assert "Traceback" not in running.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -30,6 +31,7 @@ from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
 """Seconds before something awaited counts as never coming; nothing takes a tenth of it."""
+Start = Callable[..., "Server"]
 T = TypeVar("T")
 
 
@@ -187,6 +189,18 @@ def fetch(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str,
     except HTTPError as refused:
         with refused:
             return refused.code, json.load(refused)
+
+
+def signature_of(answer: dict[str, Any], ticket: str, url: str) -> str:
+    """Computed here from WeChat's rule, not by the code under test."""
+    fields = {
+        "jsapi_ticket": ticket,
+        "noncestr": answer["nonceStr"],
+        "timestamp": answer["timestamp"],
+        "url": url,
+    }
+    text = "&".join(f"{name}={fields[name]}" for name in sorted(fields))
+    return hashlib.sha1(text.encode()).hexdigest()
 
 
 def settings_for(wechat: Sandbox, redis_server: RedisServer | None = None, **more: Any) -> Settings:

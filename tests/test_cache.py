@@ -101,10 +101,13 @@ def test_a_redis_that_lost_everything_gets_it_back_marked_as_old(
 ) -> None:
     cache = cache_on(redis_server)
     cache.put(KEY, Cached.lasting("t", 7100))
+    cache.put("other:key", Cached.lasting("o", 50))
     redis_server.run("FLUSHALL")
     found = cache.get(KEY)
     assert found is not None
     assert found.value == redis_server.run("GET", KEY) == "t"
+    assert redis_server.run("GET", "other:key") == "o"
+    assert 48 < redis_server.run("TTL", "other:key") <= 50
     assert 6490 < redis_server.run("TTL", KEY) <= 6500
 
 
@@ -115,6 +118,16 @@ def test_what_came_back_does_not_overwrite_what_another_wrote(redis_server: Redi
     found = cache.get(KEY)
     assert found is not None
     assert found.value == redis_server.run("GET", KEY) == "theirs"
+
+
+@pytest.mark.parametrize(("theirs", "stays"), [(50, False), (200, True)])
+def test_of_two_that_put_back_at_once_the_longer_life_wins(
+    redis_server: RedisServer, theirs: int, stays: bool
+) -> None:
+    """The other wrote between this one's look, which found nothing, and its putting back."""
+    redis_server.run("SET", KEY, "theirs", "EX", theirs)
+    cache_on(redis_server)._save(KEY, Cached.lasting("mine", 100), only_if_longer=True)
+    assert redis_server.run("GET", KEY) == ("theirs" if stays else "mine")
 
 
 def test_with_redis_down_the_process_remembers_and_redis_gets_it_later(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import http.client
 import json
 import re
@@ -9,7 +8,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -21,10 +19,12 @@ from parts import (
     ROOT,
     RedisServer,
     Server,
+    Start,
     assert_no_credential,
     eventually,
     fetch,
     settings_for,
+    signature_of,
     write_ini,
 )
 from tornado.httpclient import HTTPResponse
@@ -34,18 +34,6 @@ from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.settings import JssdkSettings, ServerSettings, Settings
 
 PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20"
-
-
-def signature_of(answer: dict[str, Any], ticket: str, url: str) -> str:
-    """Computed here from WeChat's rule, not by the code under test."""
-    fields = {
-        "jsapi_ticket": ticket,
-        "noncestr": answer["nonceStr"],
-        "timestamp": answer["timestamp"],
-        "url": url,
-    }
-    text = "&".join(f"{name}={fields[name]}" for name in sorted(fields))
-    return hashlib.sha1(text.encode()).hexdigest()
 
 
 class ServerCase(tornado.testing.AsyncHTTPTestCase):
@@ -226,27 +214,6 @@ def raw(url: str, request: bytes) -> bytes:
     with socket.create_connection((host, int(port)), PATIENCE) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-Start = Callable[..., Server]
-
-
-@pytest.fixture
-def start(tmp_path: Path, wechat: Sandbox) -> Iterator[Start]:
-    """Starts servers for the sandbox, with further lines for their INI file, and ends them."""
-    started: list[Server] = []
-
-    def start_one(*lines: str, verbose: bool = True, **environ: str) -> Server:
-        ini = write_ini(tmp_path / f"{len(started)}.ini", wechat, *lines)
-        more = ["--verbose"] if verbose else []
-        command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0", *more]
-        started.append(Server(*command, **environ))
-        return started[-1]
-
-    yield start_one
-    for running in started:
-        running.kill()
-        assert_no_credential(running.output, wechat.issued)
 
 
 def test_the_sandbox_prints_a_curl_line_that_works() -> None:

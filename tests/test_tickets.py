@@ -174,18 +174,30 @@ def test_an_older_ticket_is_not_waited_for_while_another_instance_asks(
     assert not wechat.calls
 
 
-def test_a_ticket_without_expiry_serves_and_is_replaced(
-    wechat: Sandbox, redis_server: RedisServer
+@pytest.mark.usefixtures("look_always")
+@pytest.mark.parametrize("life", ["of unknown age", "old"])
+def test_a_new_instance_serves_an_older_ticket_at_once_and_replaces_it(
+    wechat: Sandbox, redis_server: RedisServer, life: str
 ) -> None:
-    redis_server.run("SET", TICKET_KEY, "of-unknown-age")
+    redis_server.run("SET", TICKET_KEY, "older", *(() if life != "old" else ("EX", 100)))
+    wechat.faults["token"] = hold = Fault(hold=threading.Event())
 
     async def scenario() -> None:
-        assert await tickets_for(wechat, redis_server, recheck=0).current() == wechat.ticket
+        tickets = tickets_for(wechat, redis_server)
+        for _ in range(100):
+            assert await asyncio.wait_for(tickets.current(), 1) == "older"
+        await called(wechat, "token", 1)
+        assert await asyncio.wait_for(tickets.current(), 1) == "older"
+        assert hold.hold is not None
+        hold.hold.set()
+        await settled(tickets)
+        assert await tickets.current() == wechat.ticket
 
     running(scenario)
     assert 7000 < redis_server.run("TTL", TICKET_KEY) <= 7100
 
 
+@pytest.mark.usefixtures("look_always")
 def test_it_serves_where_wechat_refuses_to_renew_it(
     wechat: Sandbox, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,6 +208,7 @@ def test_it_serves_where_wechat_refuses_to_renew_it(
         tickets = tickets_for(wechat, redis_server)
         for _ in range(3):
             assert await tickets.current() == "of-unknown-age"
+            await settled(tickets)
 
     running(scenario)
     assert "the ticket in hand serves on: WeChat refused token with errcode -1" in caplog.text

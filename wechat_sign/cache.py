@@ -32,6 +32,11 @@ UNDATED_LIFE: Final = 60.0
 """Seconds for which a credential without an expiry is used after it was last seen in Redis."""
 _POLL: Final = 0.05
 """Seconds between two tries to get the lock."""
+_SET_IF_LONGER: Final = """
+    if redis.call('pttl', KEYS[1]) < tonumber(ARGV[2]) then
+        redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
+    end
+"""
 _DROP: Final = """
     if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end
 """
@@ -67,6 +72,10 @@ class MemoryCache:
         """What is kept under the key, if its time is not over."""
         entry = self._entries.get(key)
         return entry if entry and entry.remaining() > 0 else None
+
+    def entries(self) -> list[tuple[str, Cached]]:
+        """All that is kept, and under which key."""
+        return [(key, entry) for key, entry in self._entries.items() if entry.remaining() > 0]
 
     def put(self, key: str, entry: Cached) -> None:
         """Keeps the credential."""
@@ -134,17 +143,11 @@ class RedisCache:
         except _UnusableError:
             return mine
         if mine and key in self._unsaved and (not theirs or theirs.remaining() < mine.remaining()):
-            self._save(key, mine)
+            self._save(key, mine, only_if_longer=True)
             return mine
         if mine and not theirs:
-            # Redis lost it. It goes back marked as old by its remaining life, so that WeChat
-            # is asked whether it is still good.
-            old = self._settings.expire - self._settings.recheck
-            mine = Cached.lasting(
-                mine.value, min(mine.remaining(), old if old > 0 else GRANTED_LIFE)
-            )
-            self._save(key, mine, only_if_absent=True)
-            return mine
+            self._restore()
+            return self._memory.get(key)
         if theirs:
             self._memory.put(key, theirs)
             self._unsaved.discard(key)
@@ -197,6 +200,16 @@ class RedisCache:
             with suppress(_UnusableError, LockError):
                 self._attempt("writing to Redis", lock.release)
 
+    def _restore(self) -> None:
+        """Puts everything back that Redis lost, marked as old by its remaining life, so that
+        WeChat is asked whether the ticket is still good."""
+        old = self._settings.expire - self._settings.recheck
+        for key, entry in self._memory.entries():
+            life = min(entry.remaining(), old) if old > 0 else entry.remaining()
+            aged = Cached.lasting(entry.value, life)
+            self._memory.put(key, aged)
+            self._save(key, aged, only_if_longer=True)
+
     def _read(self, key: str) -> Cached | None:
         # No transaction: a Redis that is out of memory refuses those, even to read. The life
         # first: where the key changes in between, the newer value gets the shorter life.
@@ -218,13 +231,17 @@ class RedisCache:
             return Cached.lasting(text, life / 1000)
         return Cached.lasting(text, UNDATED_LIFE, dated=False)
 
-    def _save(self, key: str, entry: Cached, *, only_if_absent: bool = False) -> None:
+    def _save(self, key: str, entry: Cached, *, only_if_longer: bool = False) -> None:
         self._unsaved.add(key)
         with suppress(_UnusableError):
-            self._attempt("writing to Redis", lambda: self._write(key, entry, only_if_absent))
+            self._attempt("writing to Redis", lambda: self._write(key, entry, only_if_longer))
             self._unsaved.discard(key)
 
-    def _write(self, key: str, entry: Cached, only_if_absent: bool) -> None:
+    def _write(self, key: str, entry: Cached, only_if_longer: bool) -> None:
+        life = max(1, int(entry.remaining() * 1000))
+        if only_if_longer:
+            self._client.eval(_SET_IF_LONGER, 1, key, entry.value, life)
+            return
         pipe: Any
         with self._client.pipeline() as pipe:
             if self._lock is not None:
@@ -232,8 +249,7 @@ class RedisCache:
                 if not self._lock.owned():
                     return
                 pipe.multi()
-            life = max(1, int(entry.remaining() * 1000))
-            pipe.set(key, entry.value, px=life, nx=only_if_absent)
+            pipe.set(key, entry.value, px=life)
             with suppress(WatchError):
                 pipe.execute()
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 LOOK_AGAIN: Final = 10.0
 """Seconds for which the ticket in hand serves without a look at the cache."""
 LOOK_SOON: Final = 0.5
-"""Seconds, the same, while there is none, or one whose time is over."""
+"""Seconds, the same, while there is none, or a first one, or one whose time is over."""
 LONGEST_COOL_DOWN: Final = 60.0
 """Seconds during which WeChat is not asked again after it failed; less where that may pass."""
 MARGIN: Final = 100.0
@@ -104,7 +104,8 @@ class JsapiTickets:
             self._look_again_at = monotonic() + LOOK_SOON
         self._ticket = ticket
         self._usable_until = ticket.until + self._grace
-        self._look_again_at = monotonic() + min(LOOK_AGAIN, max(LOOK_SOON, ticket.remaining()))
+        pause = LOOK_SOON if in_hand is None else min(LOOK_AGAIN, ticket.remaining())
+        self._look_again_at = monotonic() + max(LOOK_SOON, pause)
         return ticket.value
 
     def _find(self, in_hand: Cached | None) -> Cached:
@@ -113,6 +114,8 @@ class JsapiTickets:
         found = self._cache.get(key)
         if found is not None and not self._is_due(found):
             return self._recovered(found)
+        if found is not None and in_hand is None:
+            return found  # nobody waits for WeChat now: the next look asks
         usable = found or in_hand
         if self._error is not None and monotonic() < self._ask_again_at:
             if usable is None:

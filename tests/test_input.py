@@ -1,0 +1,291 @@
+"""Whatever a caller sends: the right signature or a sentence, and never harm."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from urllib.parse import quote, unquote_to_bytes, urlencode
+
+import ada_url
+import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+from parts import PATIENCE, Server, Start, fetch, signature_of
+
+from wechat_sign.errors import BadPageUrl
+from wechat_sign.page_url import MAX_LENGTH, host_is_listed, host_of, page_url
+from wechat_sign.sandbox import Sandbox
+
+LISTED = ("h5.example.com", "*.example.net")
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+pieces = st.sampled_from(
+    ["&", "=", "+", "%", "%2F", "%20", "%E4%B8%AD", "%zz", "?", "/", "\\", "@", ":", ";", "url="]
+    + [
+        "中文",
+        "http://",
+        "https://",
+        "#/route",
+        "&url=",
+        "..",
+        "$",
+        ",",
+        "'",
+        '"',
+        "<",
+        "\x00",
+        " ",
+    ]
+)
+tails = st.lists(st.one_of(text, pieces), max_size=8).map("".join)
+hosts = st.sampled_from(
+    ["h5.example.com", "a.example.net", "example.net", "evil.com", "[::1]", "xn--fsqu00a.com"]
+    + ["H5.Example.COM", "h5.example.com.", "例子.com", "1.2.3.4", "0x7f.1", "h5。example.com"]
+)
+pages = st.builds(
+    "{}{}{}".format, st.sampled_from(["http://", "https://", "HTTPS://"]), hosts, tails
+)
+
+
+def expected(url: str) -> str | None:
+    """The rule once more, told from the page's end: what is signed for it, if anything is."""
+    url = url.split("#")[0]
+    good = (
+        0 < len(url) <= MAX_LENGTH
+        and all(ord(c) > 0x20 and not 0x7F <= ord(c) <= 0x9F and not c.isspace() for c in url)
+        and url.lower().startswith(("http://", "https://"))
+    )
+    return url if good else None
+
+
+def outcome(query: bytes) -> str | None:
+    try:
+        return page_url(query)
+    except BadPageUrl:
+        return None
+
+
+@given(pages)
+@example("https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20")
+@example("https://h5.example.com/#/route?x=1&y=2")
+@settings(max_examples=500, deadline=None)
+def test_escaped_and_raw_give_the_same_url(page: str) -> None:
+    raw = outcome(b"url=" + page.encode())
+    escaped = quote(page, safe="")
+    assert outcome(f"url={escaped}".encode()) == raw
+    assert outcome(f"_=17&url={escaped}&callback=x".encode()) == raw
+    assert outcome(urlencode({"url": page}).encode()) == raw
+    assert outcome(f"url={escaped.replace('%3A', ':')}".encode()) == raw  # as axios does
+    # What the rule accepts may still name no host; nothing else may differ from it.
+    assert raw == expected(page) or (raw is None and not host_of(page))
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=500, deadline=None)
+def test_whatever_comes_out_is_a_page(query: bytes) -> None:
+    for candidate in (query, b"url=" + query, b"url=https://" + query, b"url=https%3A//" + query):
+        url = outcome(candidate)
+        if url is not None:
+            assert expected(url) == url
+            assert url.encode() in unquote_to_bytes(candidate) or url.encode() in candidate
+
+
+@given(st.text(alphabet="htps:/%253AF@\\#?&=.+ ", max_size=3000))
+@example("https%25" * 400)
+@example("https://" + "@" * 2000)
+@example("https://" + ":" * 2000)
+@example("https://" + "[" * 2000)
+@example("%" * 5000)
+@settings(max_examples=200, deadline=None)
+def test_no_string_takes_long(value: str) -> None:
+    began = time.process_time()
+    outcome(f"url={value}".encode())
+    outcome(f"url=https://{value}".encode())
+    assert time.process_time() - began < 0.1
+
+
+TRICKY = [
+    "https://evil.com\\@h5.example.com/",
+    "https://evil.com\\.h5.example.com/",
+    "https:\\\\evil.com\\@h5.example.com/",
+    "https://h5.example.com@evil.com/",
+    "https://h5.example.com:80@evil.com/",
+    "https://h5.example.com%40evil.com/",
+    "https://h5.example.com%2f@evil.com/",
+    "https://evil.com%2f@h5.example.com/",
+    "https://evil.com#@h5.example.com/",
+    "https://evil.com?@h5.example.com/",
+    "https://evil.com;@h5.example.com/",
+    "https://h5.example.com.evil.com/",
+    "https://h5.example.com./",
+    "https://h5.example.com:443/",
+    "https://h5.example.com:/",
+    "https://h5.example.com:99999/",
+    "https://h5.example.com:8a/",
+    "https://H5.EXAMPLE.COM/",
+    "https://h5%2eexample.com/",
+    "https://h5.example.com%00.evil.com/",
+    "https://h5。example.com/",
+    "https://ｈ５.example.com/",
+    "https://evil.com／.example.net/",
+    "https://evil.com%2f.example.net/",
+    "https://ß.example.net/",
+    "https://xn--zca.example.net/",
+    "https://[::1]/",
+    "https://[::ffff:1.2.3.4].example.net/",
+    "https://[h5.example.com]/",
+    "https:///h5.example.com/",
+    "https:////evil.com/",
+    "https:/\\evil.com/",
+    "https://user:pass@h5.example.com:1/",
+    "https://user@evil@h5.example.com/",
+    "https://evil.com\t.example.net/",
+    "https://evil\n.com/",
+    "https://ev\ril.com@h5.example.com/",
+    "https://.example.net/",
+    "https://a..example.net/",
+    "https://-.example.net/",
+    "https://*.example.net/",
+    "https://a_b.example.net/",
+    "http://0x7f.1/",
+    "https://evil.com/https://h5.example.com/",
+]
+
+
+def browsers_host(url: str) -> str | None:
+    """The host that a browser goes to; None where it takes the url for none."""
+    try:
+        return str(ada_url.URL(url).hostname)
+    except ValueError:
+        return None
+
+
+def check(url: str) -> None:
+    """No page passes as one of a listed host that a browser would load from elsewhere."""
+    accepted = outcome(f"url={quote(url, safe='')}".encode())
+    if accepted is not None and host_is_listed(host_of(accepted), LISTED):
+        browser = browsers_host(accepted)
+        # None: no browser opens it, so there is no page whose url it could be.
+        assert browser is None or host_is_listed(browser, LISTED), browser
+
+
+@pytest.mark.parametrize("url", TRICKY)
+def test_no_collected_trick_passes_the_host_check(url: str) -> None:
+    check(url)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["https://", "http://", "h5.example.com", ".example.net", "evil.com", "@", ":", "/"]
+            + [
+                "\\",
+                "?",
+                "#",
+                "%2f",
+                "%40",
+                "80",
+                ".",
+                "a",
+                "[",
+                "]",
+                "::1",
+                "。",
+                "／",
+                "\t",
+                "\n",
+            ]
+            + ["xn--", "-", "_", "%00", "ß", ";", "&", "=", "*"]
+        ),
+        max_size=8,
+    ).map("".join)
+)
+@settings(max_examples=2000, deadline=None)
+def test_nor_does_any_generated_one(rest: str) -> None:
+    check("https://" + rest)
+
+
+@given(pages)
+@settings(max_examples=500, deadline=None)
+def test_a_real_pages_host_is_found_as_the_browser_has_it(page: str) -> None:
+    try:
+        href = str(ada_url.URL(page).href)
+    except ValueError:
+        assume(False)
+    if outcome(b"url=" + href.encode()) is not None:
+        assert host_of(href) == browsers_host(href)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Server]:
+    server = Server("--sandbox", "--port", "0")
+    yield server
+    assert server.stop() == 0
+    assert "Traceback" not in server.output
+    assert "ERROR" not in server.output
+
+
+@pytest.fixture(scope="module")
+def connection(running: Server) -> Iterator[http.client.HTTPConnection]:
+    address = running.url.partition("//")[2]
+    client = http.client.HTTPConnection(address, timeout=PATIENCE)
+    yield client
+    client.close()
+
+
+def send(connection: http.client.HTTPConnection, query: bytes) -> tuple[int, dict[str, object]]:
+    target = b"/getApi?" + bytes(b for b in query if 0x21 <= b != 0x7F)
+    connection.putrequest("GET", "/")
+    connection._buffer[0] = b"GET " + target + b" HTTP/1.1"  # type: ignore[attr-defined]
+    connection.endheaders()
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+@given(st.one_of(st.binary(max_size=300), pages.map(str.encode), tails.map(str.encode)))
+@settings(
+    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_query_makes_the_server_fail(
+    connection: http.client.HTTPConnection, query: bytes
+) -> None:
+    for candidate in (query, b"url=" + query, b"url=https://a/" + query):
+        status, answer = send(connection, candidate)
+        assert status in (200, 400), answer
+        assert ("signature" in answer) is (status == 200)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "https://h5.example.com/a?x=1&y=2&z=a+b",
+        "https://h5.example.com/%E4%B8%AD%2F?q=%26%3D%2B%25",
+        "https://h5.example.com/?redirect=https://other.example.com/?a=1&b=2",
+        "https://h5.example.com/?from=singlemessage&isappinstalled=0",
+        "http://mp.weixin.qq.com",
+    ],
+)
+def test_every_way_to_send_a_page_is_signed_alike(start: Start, wechat: Sandbox, page: str) -> None:
+    running = start()
+    escaped = quote(page, safe="")
+    queries = {
+        "raw": f"url={page}",
+        "encodeURIComponent": "url=" + quote(page, safe="!'()*-._~"),
+        "axios": f"url={escaped.replace('%3A', ':').replace('%24', '$').replace('%2C', ',')}",
+        "jQuery": f"{urlencode({'url': page})}&_=1795440636000",
+        "URLSearchParams": urlencode({"url": page + "#/route"}),
+        "lower-case hex": "url=" + re.sub("%..", lambda found: found[0].lower(), escaped),
+    }
+    for way, query in queries.items():
+        status, answer = fetch(f"{running.url}/getApi?{query}")
+        assert status == 200, way
+        assert answer["signature"] == signature_of(answer, wechat.ticket, page), way
+    curl = ["curl", "-sG", f"{running.url}/getApi", "--data-urlencode", f"url={page}#/route"]
+    if shutil.which("curl"):
+        answer = json.loads(subprocess.check_output(curl))
+        assert answer["signature"] == signature_of(answer, wechat.ticket, page)
