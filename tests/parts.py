@@ -35,15 +35,15 @@ Start = Callable[..., "Server"]
 T = TypeVar("T")
 
 
-def eventually(what: str, condition: Callable[[], T | None]) -> T:
+def eventually(what: str, condition: Callable[[], T | None], *, patience: float = PATIENCE) -> T:
     """The condition's first true value. Polls with a deadline, and says what did not happen."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
         time.sleep(0.01)
-    raise AssertionError(f"not within {PATIENCE} s: {what}")
+    raise AssertionError(f"not within {patience} s: {what}")
 
 
 def free_port() -> int:
@@ -96,14 +96,13 @@ class RedisServer:
         except redis.ConnectionError:
             return False
 
-    def client(self, **options: Any) -> redis.Redis:
+    def client(self, *, timeout: float = 5) -> redis.Redis:
         return redis.Redis(
             host="127.0.0.1",
             port=self.port,
             decode_responses=True,
-            socket_timeout=5,
+            socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),
-            **options,
         )
 
     def run(self, *command: str | float) -> Any:

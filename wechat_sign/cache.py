@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 REDIS_TIMEOUT: Final = 1.0
 """Seconds for one exchange with Redis."""
-REDIS_PAUSE: Final = 5.0
+REDIS_PAUSE: Final = 2.0
 """Seconds for which an unreachable Redis is left alone."""
 UNDATED_LIFE: Final = 60.0
 """Seconds for which a credential without an expiry is used after it was last seen in Redis."""

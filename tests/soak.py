@@ -1,0 +1,380 @@
+"""Three servers on one real Redis and the sandbox, under load, while everything breaks in turn.
+
+    python tests/soak.py [--minutes 2] [--seed N]
+
+Exit status 1 when a signature was wrong, or a request failed while a usable ticket existed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import redis
+from parts import RedisServer, Server, eventually, fetch, signature_of, write_ini
+
+from wechat_sign.sandbox import Fault, Sandbox
+
+PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b"
+TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
+EXPIRE, RECHECK, TIMEOUT = 6, 2, 0.5
+NOTICED = RECHECK + EXPIRE + 4 * TIMEOUT + 2
+"""Seconds after which a ticket rotated early must be out of use while all is well."""
+REDIS_NOTICED = 4
+"""Seconds within which an instance that has no ticket finds one in a Redis that is back: it
+leaves that alone for 2 s, then looks again, and a look takes 1 s at the most."""
+PAUSE = 61
+"""Seconds for which an instance does not ask WeChat after a refusal that a person must mend."""
+
+
+@dataclass
+class Ticket:
+    value: str
+    wrong_from: float = float("inf")
+
+
+class Instance:
+    """One server process that is killed and started again, and the client that loads it."""
+
+    def __init__(self, soak: Soak, number: int, ini: Path) -> None:
+        self.soak = soak
+        self.number = number
+        self._ini = ini
+        self.gone = True
+        self.stopped = False
+        self.warm = False
+        self.start()
+        self.load = threading.Thread(target=self._load, daemon=True)
+
+    def start(self) -> None:
+        self.server = Server("--config", str(self._ini), "--address", "127.0.0.1", "--port", "0")
+        self._address = self.server.url.partition("//")[2]
+        self.warm = False
+        self.gone = False
+
+    def end(self, *, gently: bool) -> None:
+        if not gently:
+            self.gone = True
+            self.server.kill()
+            return
+        self.server.process.terminate()
+        self.gone = self.server.wait() == 0
+        if not self.gone:
+            self.soak.failures.append(f"instance {self.number} did not stop in peace")
+
+    def _load(self) -> None:
+        connection = None
+        while not self.soak.over.is_set():
+            time.sleep(0.01)
+            if self.gone:
+                connection = None
+                continue
+            server, warm, began = self.server, self.warm, time.monotonic()
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection(self._address, timeout=60)
+                    connection.connect()
+            except OSError:
+                connection = None  # refused: nothing was accepted
+                continue
+            try:
+                connection.request("GET", f"/getApi?url={PAGE}")
+                answer = connection.getresponse()
+                body = json.loads(answer.read())
+                if answer.getheader("Connection") == "close":
+                    connection.close()
+                    connection = None
+            except (OSError, http.client.HTTPException) as error:
+                connection = None
+                if not self.gone and server is self.server:
+                    self.soak.failures.append(f"instance {self.number}: {error!r}")
+                continue
+            if server is self.server:
+                self.warm = self.warm or answer.status == 200
+                slow = 0.0 if self.stopped else time.monotonic() - began
+                self.soak.note(answer.status, body, began, warm, slow, self.number)
+
+
+class Soak:
+    """What is under test, what was seen, and what is broken just now."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.random = random.Random(seed)
+        self.over = threading.Event()
+        self.redis = RedisServer()
+        self.wechat = Sandbox().start()
+        self.statuses: Counter[int] = Counter()
+        self.injected: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self.wrong = 0
+        self.excused = 0
+        self.slowest = 0.0
+        self.slowest_warm = 0.0
+        self.in_redis_since = float("inf")
+        self.refused_at = float(-PAUSE)
+        self.tickets = [Ticket(self.wechat.ticket)]
+        lines = [f"timeout = {TIMEOUT}", "[redis]", "host = 127.0.0.1", f"port = {self.redis.port}"]
+        lines += [f"expire = {EXPIRE}", f"recheck = {RECHECK}"]
+        ini = write_ini(folder / "config.ini", self.wechat, *lines)
+        self.instances = [Instance(self, number, ini) for number in range(3)]
+        self.began = time.monotonic()
+        self._lock = threading.Lock()
+
+    def note(
+        self, status: int, body: Any, began: float, warm: bool, slow: float, number: int
+    ) -> None:
+        with self._lock:
+            self.statuses[status] += 1
+            self.slowest = max(self.slowest, slow)
+            if warm:
+                self.slowest_warm = max(self.slowest_warm, slow)
+            if status == 200:
+                if not any(
+                    began < ticket.wrong_from
+                    and body["signature"] == signature_of(body, ticket.value, PAGE)
+                    for ticket in self.tickets
+                ):
+                    self.wrong += 1
+            elif warm or time.monotonic() - self.in_redis_since > REDIS_NOTICED:
+                self.failures.append(
+                    f"{time.monotonic() - self.began:.1f} s, instance {number}, "
+                    f"{'warm' if warm else 'cold'}, in Redis for "
+                    f"{time.monotonic() - self.in_redis_since:.1f} s: {status} {body}"
+                )
+            else:
+                self.excused += 1
+
+    def watch_redis(self) -> None:
+        """Since when Redis has had a usable ticket for whoever has none."""
+        while not self.over.is_set():
+            try:
+                with self.redis.client(timeout=0.3) as client:
+                    there = client.type(TICKET_KEY) == "string" and client.pttl(TICKET_KEY) > 500
+            except redis.RedisError:
+                there = False
+            if not there:
+                self.in_redis_since = float("inf")
+            elif self.in_redis_since == float("inf"):
+                self.in_redis_since = time.monotonic()
+            time.sleep(0.05)
+
+    def wait(self, low: float, high: float) -> None:
+        self.over.wait(self.random.uniform(low, high))
+
+    # The faults. Each breaks something, waits, mends it, and returns.
+
+    def redis_killed(self) -> None:
+        self.redis.kill()
+        self.wait(1, 5)
+        self.redis.start()
+
+    def redis_hangs(self) -> None:
+        self.redis.pause()
+        self.wait(1, 5)
+        self.redis.resume()
+
+    def redis_flushed(self) -> None:
+        self.redis.run("FLUSHALL")
+
+    def redis_full(self) -> None:
+        self.redis.run("CONFIG", "SET", "maxmemory", "1")
+        self.wait(2, 6)
+        self.redis.run("CONFIG", "SET", "maxmemory", "0")
+
+    def redis_read_only(self) -> None:
+        self.redis.run("REPLICAOF", "127.0.0.1", "1")
+        self.wait(2, 6)
+        self.redis.run("REPLICAOF", "NO", "ONE")
+
+    def redis_key_spoilt(self) -> None:
+        for command in (("DEL", TICKET_KEY), self.random.choice(SPOILT)):
+            self.redis.run(*command)
+
+    def redis_keys_without_expiry(self) -> None:
+        for key in self.redis.run("KEYS", "wechat:*:[aj]*"):
+            self.redis.run("PERSIST", key)
+
+    def wechat_fails(self) -> None:
+        fault = self.random.choice(PASSING)
+        self._break_wechat(fault)
+
+    def wechat_refuses(self) -> None:
+        self._break_wechat(Fault(errcode=self.random.choice((40164, 45009, 45011, 40125))))
+        self.refused_at = time.monotonic()
+
+    def _break_wechat(self, fault: Fault) -> None:
+        endpoints = self.random.choice((["token"], ["getticket"], ["token", "getticket"]))
+        self.wechat.faults = dict.fromkeys(endpoints, fault)
+        self.wait(2, 8)
+        self.wechat.faults = {}
+
+    def token_replaced(self) -> None:
+        self.wechat.replace_token()
+
+    def ticket_rotated(self) -> None:
+        """Only after everybody may ask WeChat again, and then all is left well for a while."""
+        if time.monotonic() < self.refused_at + PAUSE:
+            return self.token_replaced()
+        with self._lock:
+            self.wechat.rotate_ticket()
+            self.tickets[-1].wrong_from = time.monotonic() + NOTICED
+            self.tickets.append(Ticket(self.wechat.ticket))
+        self.over.wait(NOTICED + 1)
+        return None
+
+    def instance_killed(self) -> None:
+        instance = self.random.choice(self.instances)
+        instance.end(gently=False)
+        self.wait(0, 1)
+        instance.start()
+
+    def instance_told_to_stop(self) -> None:
+        instance = self.random.choice(self.instances)
+        instance.end(gently=True)
+        instance.start()
+
+    def instance_sleeps(self) -> None:
+        instance = self.random.choice(self.instances)
+        instance.stopped = True
+        instance.server.process.send_signal(signal.SIGSTOP)
+        self.wait(1, 6)
+        instance.server.process.send_signal(signal.SIGCONT)
+        self.over.wait(0.5)
+        instance.stopped = False
+
+    def killed_while_redis_and_wechat_are_down(self) -> None:
+        """The one thing that nobody can sign through; what is asked is that it ends."""
+        self.redis.pause()
+        self.wechat.faults = dict.fromkeys(("token", "getticket"), Fault(hang_up=True))
+        self.instance_killed()
+        self.wait(1, 3)
+        self.wechat.faults = {}
+        self.redis.resume()
+
+    def run(self, seconds: float) -> None:
+        faults: list[Callable[[], None]] = [
+            self.redis_killed,
+            self.redis_hangs,
+            self.redis_flushed,
+            self.redis_full,
+            self.redis_read_only,
+            self.redis_key_spoilt,
+            self.redis_keys_without_expiry,
+            self.wechat_fails,
+            self.wechat_fails,
+            self.wechat_refuses,
+            self.token_replaced,
+            self.ticket_rotated,
+            self.instance_killed,
+            self.instance_told_to_stop,
+            self.instance_sleeps,
+            self.killed_while_redis_and_wechat_are_down,
+        ]
+        for instance in self.instances:
+            fetch(f"{instance.server.url}/getApi?url={PAGE}")
+            instance.load.start()
+        threading.Thread(target=self.watch_redis, daemon=True).start()
+        self.began = time.monotonic()
+        queue: list[Callable[[], None]] = []
+        while time.monotonic() - self.began < seconds:
+            if not queue:
+                queue = faults.copy()
+                self.random.shuffle(queue)
+            fault = queue.pop()
+            name = fault.__name__.replace("_", " ")
+            at, so_far = time.monotonic() - self.began, self.statuses.total()
+            print(
+                f"{at:6.1f} s  {so_far:7d} requests  {len(self.failures)} failed  {name}",
+                flush=True,
+            )
+            self.injected[name] += 1
+            fault()
+            self.wait(0.5, 2)
+        self.wait_until_well()
+        self.over.set()
+        for instance in self.instances:
+            instance.load.join(60)
+            instance.end(gently=True)
+        self.wechat.stop()
+        self.redis.stop()
+
+    def wait_until_well(self) -> None:
+        """However it was broken, every instance signs again by itself."""
+        for instance in self.instances:
+            eventually(
+                f"instance {instance.number} signs again",
+                lambda url=instance.server.url: fetch(f"{url}/getApi?url={PAGE}")[0] == 200,  # type: ignore[misc]
+                patience=PAUSE + 20,
+            )
+
+    def table(self) -> str:
+        injected = ", ".join(f"{name} {count}" for name, count in sorted(self.injected.items()))
+        calls = ", ".join(f"{name} {count}" for name, count in sorted(self.wechat.calls.items()))
+        statuses = ", ".join(f"{status}: {n}" for status, n in sorted(self.statuses.items()))
+        rows = {
+            "requests": self.statuses.total(),
+            "answers by status": statuses,
+            "wrong signatures": self.wrong,
+            "avoidable failures": len(self.failures),
+            "failures with no ticket anywhere": self.excused,
+            "slowest answer": f"{self.slowest * 1000:.0f} ms",
+            "slowest answer of a warm instance": f"{self.slowest_warm * 1000:.0f} ms",
+            "calls to WeChat": calls,
+            f"faults injected: {self.injected.total()}": injected,
+        }
+        width = max(map(len, rows))
+        return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+
+
+SPOILT: list[tuple[Any, ...]] = [
+    ("HSET", TICKET_KEY, "a", "b"),
+    ("SET", TICKET_KEY, ""),
+    ("SET", TICKET_KEY, b"\xff\xfe"),
+    ("SET", TICKET_KEY, "undefined"),
+]
+PASSING = [
+    Fault(hang_up=True),
+    Fault(delay=0.3),
+    Fault(delay=2),
+    Fault(status=502, body=b"<html>"),
+    Fault(body=b"<html>portal</html>"),
+    Fault(body=b'{"access_token": "x", "tick'),
+    Fault(body=b"[]"),
+    Fault(body=b'{"errcode": 0, "ticket": "", "access_token": "", "expires_in": 7200}'),
+    Fault(body=b'{"errcode": 0, "ticket": "x"}'),
+    Fault(errcode=-1),
+    Fault(errcode=-1000),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    given = parser.parse_args()
+    print(f"seed {given.seed}, {given.minutes} minutes", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(given.seed, Path(folder))
+        soak.run(given.minutes * 60)
+    print("\n" + soak.table())
+    for failure in soak.failures[:20]:
+        print("failed:", failure)
+    return 1 if soak.wrong or soak.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
