@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import io
 import logging
 import os
+import secrets
 import signal
 import socket
+import string
 import struct
 import sys
 import time
@@ -18,6 +21,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
@@ -30,6 +34,7 @@ if sys.platform != "win32":
     import resource
 
 from wechat_sign.cache import MemoryCache, RedisCache
+from wechat_sign.check import Step, check
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import (
     BadPageUrl,
@@ -66,6 +71,16 @@ LIMITS = {
 SO_ATTACH_FILTER = 26
 """Linux's number, which Python's socket module does not name."""
 
+_FILES = Path(__file__).with_name("wechat_sign")
+PAGE = (_FILES / "page.html").read_text(encoding="utf-8")
+SCRIPT = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; "
+    "script-src 'nonce-{nonce}' https://res.wx.qq.com https://res2.wx.qq.com; "
+    "form-action 'none'; frame-ancestors 'none'; "
+    # WeChat's script talks to the app through frames and reports through images.
+    "frame-src weixin: wvjbscheme:; img-src data: https://open.weixin.qq.com"
+)
 _STATUS = {BadPageUrl: 400, PageHostNotAllowed: 403, WeChatRefused: 502}
 
 
@@ -78,9 +93,10 @@ class SigningApplication(Application):
         self.under_way = 0
         self.last_end = 0.0
         self.stopping = False
-        super().__init__(
-            [("/getApi", GetApi)], default_handler_class=NotFound, log_function=log_request
-        )
+        routes = [("/getApi", GetApi), ("/healthz", Healthz), ("/wechat-sign\\.js", Script)]
+        if settings.server.page:
+            routes.append(("/", Page))
+        super().__init__(routes, default_handler_class=NotFound, log_function=log_request)
 
 
 class BoundedServer(HTTPServer):
@@ -177,6 +193,7 @@ class GetApi(JsonHandler):
             origin = self.request.headers.get("Origin", "")
             if host_is_listed(host_of(origin), page_hosts):
                 self.set_header("Access-Control-Allow-Origin", origin)
+                self.set_header("Access-Control-Expose-Headers", "Signed-Url, Retry-After")
 
     async def get(self) -> None:
         config = self.application.config
@@ -195,6 +212,8 @@ class GetApi(JsonHandler):
             noncestr=new_noncestr(),
             timestamp=int(time.time()),
         )
+        # Not in the JSON, which has wx.config's keys and no others: what was signed, for comparing.
+        self.set_header("Signed-Url", quote(url, safe=string.punctuation))
         self.finish(answer)
 
     def options(self) -> None:
@@ -224,6 +243,46 @@ class GetApi(JsonHandler):
             self.refuse(status, "no ticket to sign with just now; the server's log says why")
 
 
+class Healthz(JsonHandler):
+    """`GET /healthz`: whether pages can be signed, for load balancers and monitors. No I/O."""
+
+    def get(self) -> None:
+        health = self.application.tickets.health()
+        error = health.error
+        said: dict[str, Any] = {}
+        if error is not None:
+            said = {"error": error.what, "advice": error.advice}
+        if isinstance(error, WeChatRefused):
+            said["errcode"] = error.errcode
+        if health.age is None:
+            self.refusal = error.what if error else "no ticket yet"
+            self.set_status(503)
+            self.finish({"status": "failing", "cache": health.cache, "error": self.refusal, **said})
+            return
+        ages = {"ticket_age": int(health.age), "ticket_usable_for": int(health.remaining)}
+        self.finish({"status": "ok", **ages, "cache": health.cache, **said})
+
+
+class Page(JsonHandler):
+    """`GET /`: the page that, opened on a phone inside WeChat, shows what works."""
+
+    def get(self) -> None:
+        nonce = secrets.token_urlsafe(12)
+        self.set_header("Content-Type", "text/html; charset=UTF-8")
+        self.set_header("Content-Security-Policy", PAGE_POLICY.format(nonce=nonce))
+        self.finish(PAGE.replace("{{nonce}}", nonce))
+
+
+class Script(JsonHandler):
+    """`GET /wechat-sign.js`: the page's half, for any origin to load."""
+
+    def get(self) -> None:
+        self.set_header("Content-Type", "text/javascript; charset=UTF-8")
+        self.set_header("Cache-Control", "public, max-age=3600")
+        self.set_header("Access-Control-Allow-Origin", "*")
+        self.finish(SCRIPT)
+
+
 def log_request(handler: RequestHandler) -> None:
     """Failures at WARNING and ERROR with the reason, the rest at INFO."""
     status = handler.get_status()
@@ -245,14 +304,16 @@ def log_request(handler: RequestHandler) -> None:
         )
 
 
+def make_cache(settings: Settings) -> MemoryCache | RedisCache:
+    """Redis where the settings name one."""
+    if not settings.redis.host:
+        return MemoryCache()
+    return RedisCache(settings.redis, lock_key=settings.lock_key, lease=settings.lease)
+
+
 def make_tickets(settings: Settings) -> JsapiTickets:
-    """The ticket's keeper, on Redis where the settings name one."""
-    cache = (
-        RedisCache(settings.redis, lock_key=settings.lock_key, lease=settings.lease)
-        if settings.redis.host
-        else MemoryCache()
-    )
-    return JsapiTickets(WeChat(settings.wechat), cache, settings)
+    """The ticket's keeper."""
+    return JsapiTickets(WeChat(settings.wechat), make_cache(settings), settings)
 
 
 def listen(settings: ServerSettings) -> list[socket.socket]:
@@ -351,6 +412,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--address", help="listen here instead of [server] address")
     parser.add_argument("--port", type=port_number, help="listen here instead of [server] port")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look from the settings to a signature what works, say what to do, and end",
+    )
     parser.add_argument("--verbose", action="store_true", help="log every request, and details")
     return parser.parse_args(arguments)
 
@@ -371,7 +437,10 @@ def log_to_stderr(*, verbose: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 when told to stop, 1 where it can't listen, 2 for a bad configuration."""
+    """Exit status: 0 when told to stop, 1 where it can't listen or a check found something,
+    2 for a bad configuration."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # advice has Chinese in it, some consoles do not
     given = parse_arguments(arguments)
     log_to_stderr(verbose=given.verbose)
     try:
@@ -384,8 +453,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             settings = load_settings(given.config, os.environ)
     except ConfigError as error:
+        if given.check:
+            for problem in error.problems:
+                print_step(Step("settings", False, problem))
+            return 1
         print(error, file=sys.stderr)
         return 2
+    if given.check:
+        return print_check(settings, "the sandbox" if given.sandbox else str(given.config))
     overrides = {"address": given.address, "port": given.port}
     settings = replace(
         settings,
@@ -401,6 +476,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_sandbox(sockets)
     asyncio.run(serve(settings, sockets))
     return 0
+
+
+def print_check(settings: Settings, source: str) -> int:
+    """Every step on a line, up to the first that fails; status 1 where one did."""
+    logging.disable(logging.ERROR)  # the steps say it
+    wechat = settings.wechat
+    text = f"{source}: appid {wechat.appid}, {wechat.token_api} at {wechat.api}"
+    print_step(Step("settings", True, text))
+    good = True
+    for step in check(settings, make_cache(settings)):
+        print_step(step)
+        good = good and step.ok
+    return 0 if good else 1
+
+
+def print_step(step: Step) -> None:
+    word = "ok  " if step.ok else "FAIL"
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        word = f"\033[{32 if step.ok else 31}m{word}\033[0m"
+    what_to_do = f"\n      What to do: {step.advice}" if step.advice else ""
+    print(f"{word}  {step.name:12}  {step.text}{what_to_do}", flush=True)
 
 
 def base_url(sockets: list[socket.socket]) -> str:

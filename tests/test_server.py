@@ -41,6 +41,7 @@ class ServerCase(tornado.testing.AsyncHTTPTestCase):
 
     page_hosts: tuple[str, ...] = ()
     open_tag_list: tuple[str, ...] = ()
+    page = True
 
     @pytest.fixture(autouse=True)
     def _use(self, wechat: Sandbox, redis_server: RedisServer) -> None:
@@ -50,7 +51,8 @@ class ServerCase(tornado.testing.AsyncHTTPTestCase):
     def get_app(self) -> server.SigningApplication:
         base = settings_for(self.wechat, self.redis_server)
         jssdk = JssdkSettings(page_hosts=self.page_hosts, open_tag_list=self.open_tag_list)
-        settings = Settings(base.wechat, base.redis, jssdk)
+        served = ServerSettings(page=self.page)
+        settings = Settings(base.wechat, base.redis, jssdk, served)
         return server.SigningApplication(settings, server.make_tickets(settings))
 
     def call(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
@@ -122,7 +124,7 @@ class TestGetApi(ServerCase):
         assert "escaped twice" in self.refusal("/getApi?url=" + quote(quote(PAGE, safe="")))[1]
 
     def test_other_routes_and_methods_are_json_too(self) -> None:
-        assert self.refusal("/") == (404, "there is nothing at /; try /getApi?url=")
+        assert self.refusal("/x") == (404, "there is nothing at /x; try /getApi?url=")
         assert self.refusal("/getApi/")[0] == 404
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             status, _ = self.refusal(f"/getApi?url={PAGE}", method)
@@ -464,3 +466,72 @@ def test_each_library_is_imported_by_one_module() -> None:
     }.items():
         pattern = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
         assert [name for name, text in sources.items() if pattern.search(text)] == [module]
+
+
+class TestHealthz(ServerCase):
+    def health(self) -> tuple[int, dict[str, Any]]:
+        response = self.call("/healthz")
+        assert response.headers["Cache-Control"] == "no-store"
+        assert_no_credential(response.body.decode(), self.wechat.issued)
+        return response.code, json.loads(response.body)
+
+    def test_without_a_ticket_it_fails_and_asks_nobody(self) -> None:
+        status, health = self.health()
+        assert status == 503
+        assert health == {"status": "failing", "cache": "redis", "error": "no ticket yet"}
+        assert not self.wechat.calls
+
+    def test_with_one_it_is_well(self) -> None:
+        self.call(f"/getApi?url={PAGE}")
+        commands = self.redis_server.run("INFO", "stats")["total_commands_processed"]
+        status, health = self.health()
+        assert status == 200
+        assert list(health) == ["status", "ticket_age", "ticket_usable_for", "cache"]
+        assert (health["status"], health["cache"]) == ("ok", "redis")
+        assert 0 <= health["ticket_age"] < PATIENCE
+        assert 7100 < health["ticket_usable_for"] <= 7200
+        assert self.wechat.calls == {"token": 1, "getticket": 1}
+        stats = self.redis_server.run("INFO", "stats")
+        assert stats["total_commands_processed"] - commands <= 5  # those of this test's own look
+
+    def test_it_tells_the_reason_and_the_advice(self) -> None:
+        self.wechat.faults["token"] = Fault(errcode=40164)
+        self.call(f"/getApi?url={PAGE}")
+        status, health = self.health()
+        assert status == 503
+        assert health["errcode"] == 40164
+        assert "IP白名单" in health["advice"]
+
+
+class TestPage(ServerCase):
+    def test_the_page_has_a_policy_that_lets_only_wechats_scripts_in(self) -> None:
+        response = self.call("/")
+        assert response.headers["Content-Type"] == "text/html; charset=UTF-8"
+        policy = response.headers["Content-Security-Policy"]
+        match = re.search("script-src 'nonce-([^']+)' (.*?);", policy)
+        assert match is not None
+        assert match[2] == "https://res.wx.qq.com https://res2.wx.qq.com"
+        assert "default-src 'none'" in policy
+        html = response.body.decode()
+        assert html.count(f'nonce="{match[1]}"') == html.count("nonce=") == 2
+        assert self.call("/").headers["Content-Security-Policy"] != policy
+        assert not self.wechat.calls
+
+    def test_the_script_may_be_loaded_from_anywhere(self) -> None:
+        response = self.call("/wechat-sign.js")
+        assert response.headers["Content-Type"] == "text/javascript; charset=UTF-8"
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert response.body == (ROOT / "wechat_sign" / "wechat-sign.js").read_bytes()
+
+    def test_the_url_that_was_signed_is_told_beside_the_json(self) -> None:
+        for page, told in ((PAGE, PAGE), ("https://a/中?x=é", "https://a/%E4%B8%AD?x=%C3%A9")):
+            headers = self.call("/getApi?url=" + quote(page, safe="")).headers
+            assert headers["Signed-Url"] == told
+
+
+class TestWithoutPage(ServerCase):
+    page = False
+
+    def test_the_page_can_be_switched_off(self) -> None:
+        assert self.refusal("/")[0] == 404
+        assert self.call("/wechat-sign.js").code == 200

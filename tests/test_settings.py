@@ -37,7 +37,7 @@ def test_the_defaults_are_those_of_the_program_that_this_one_replaces(tmp_path: 
         WeChatSettings("wx1", "s3cr3t", "https://api.weixin.qq.com", "token", 5),
         RedisSettings("", 6379, 0, "", "", False, "", "", 7100, 600),
         JssdkSettings(True, ("updateAppMessageShareData", "updateTimelineShareData"), (), ()),
-        ServerSettings("0.0.0.0", 8060),
+        ServerSettings("0.0.0.0", 8060, True),
     )
 
 
@@ -77,6 +77,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     [server]
     address = ::1
     port = 4
+    page = off
     """
     text = "\n".join(line[4:] for line in text.splitlines())
     assert load(text, tmp_path) == Settings(
@@ -88,7 +89,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
             ("wx-open-launch-app",),
             ("h5.example.com", "*.xn--fsqu00a.com", "[::1]"),
         ),
-        ServerSettings("::1", 4),
+        ServerSettings("::1", 4, False),
     )
 
 

@@ -64,6 +64,7 @@ class MemoryCache:
     """Credentials in this process alone."""
 
     state = "memory"
+    trouble = ""
 
     def __init__(self) -> None:
         self._entries: dict[str, Cached] = {}
@@ -129,6 +130,11 @@ class RedisCache:
         self._trouble: dict[str, str] = {}
         self._leave_alone_until = 0.0
         self._refused = ""
+
+    @property
+    def trouble(self) -> str:
+        """What does not work, and how Redis or redis-py words it; "" where all works."""
+        return "; ".join(f"{what}: {cause}" for what, cause in self._trouble.items())
 
     @property
     def state(self) -> str:

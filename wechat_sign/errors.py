@@ -29,7 +29,7 @@ _ADVICE: Final[dict[int, str]] = {
     -1: "WeChat is busy; the server asks again by itself",
     -1000: "WeChat is busy; the server asks again by itself",
     40001: (
-        "another program replaced the access_token: let one program only fetch it, "
+        "another program replaced the access_token: let only one program fetch it, "
         "or set token_api = stable_token, which is isolated from the others"
     ),
     40002: "this should not happen; look whether api in [wechat] leads to WeChat",
@@ -61,10 +61,18 @@ _ADVICE: Final[dict[int, str]] = {
 
 
 class SigningError(Exception):
-    """Whatever keeps a page from being signed. Only its subclasses are raised."""
+    """Whatever keeps a page from being signed. Only its subclasses are raised.
+
+    `what` happened and the `advice`, what a person should do, are sentences without full stop.
+    """
 
     passing: bool = False
     """True where asking again soon may help without anybody mending anything."""
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(f"{what}. What to do: {advice}" if advice else what)
+        self.what = what
+        self.advice = advice
 
 
 class ConfigError(SigningError):
@@ -91,25 +99,19 @@ class WeChatRefused(SigningError):
     """WeChat answered with an errcode."""
 
     def __init__(self, errcode: int, errmsg: str, *, endpoint: str) -> None:
+        wrong_secret = errcode == 40001 and endpoint != "getticket"
+        seen = re.search(r"invalid ip ([0-9a-fA-F.:]+)", errmsg)
+        address = seen[1] if seen else "this server's public address"
+        unknown = "look the errcode up at developers.weixin.qq.com"
+        advice = _WRONG_SECRET if wrong_secret else _ADVICE.get(errcode, unknown)
+        super().__init__(
+            f"WeChat refused {endpoint} with errcode {errcode} ({errmsg})",
+            advice.format(address=address),
+        )
         self.errcode = errcode
         self.errmsg = errmsg
         self.endpoint = endpoint
-        self._wrong_secret = errcode == 40001 and endpoint != "getticket"
-        self.passing = errcode in _PASSING and not self._wrong_secret
-        super().__init__(
-            f"WeChat refused {endpoint} with errcode {errcode} ({errmsg}). "
-            f"What to do: {self.advice}"
-        )
-
-    @property
-    def advice(self) -> str:
-        """What a person should do, as a sentence without its full stop."""
-        if self._wrong_secret:
-            return _WRONG_SECRET
-        seen = re.search(r"invalid ip ([0-9a-fA-F.:]+)", self.errmsg)
-        address = seen[1] if seen else "this server's public address"
-        unknown = "look the errcode up at developers.weixin.qq.com"
-        return _ADVICE.get(self.errcode, unknown).format(address=address)
+        self.passing = errcode in _PASSING and not wrong_secret
 
 
 class WeChatUnreachable(SigningError):
@@ -118,13 +120,13 @@ class WeChatUnreachable(SigningError):
     passing = True
 
     def __init__(self, cause: str, *, endpoint: str) -> None:
+        super().__init__(
+            f"no usable answer from WeChat to {endpoint}: {cause}",
+            "look whether this host reaches the api of [wechat] (DNS, firewall, proxy); "
+            "the server asks again by itself",
+        )
         self.cause = cause
         self.endpoint = endpoint
-        super().__init__(
-            f"no usable answer from WeChat to {endpoint}: {cause}. "
-            "What to do: look whether this host reaches the api of [wechat] (DNS, firewall, "
-            "proxy); the server asks again by itself"
-        )
 
 
 class StillWaiting(SigningError):
@@ -133,4 +135,7 @@ class StillWaiting(SigningError):
     passing = True
 
     def __init__(self) -> None:
-        super().__init__("another instance is asking WeChat for the ticket and has not got it yet")
+        super().__init__(
+            "another instance is asking WeChat for the ticket and has not got it yet",
+            "look at that instance's log if this lasts",
+        )

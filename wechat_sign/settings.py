@@ -164,10 +164,11 @@ class JssdkSettings:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """`[server]`: where the server listens; port 0 takes a free one."""
+    """`[server]`: where it listens (port 0 takes a free one), and whether / is the test page."""
 
     address: str = option("0.0.0.0")
     port: int = option(8060, _number(0, 65535, int))
+    page: bool = option(True, _choice(_BOOLEANS))
 
 
 @dataclass(frozen=True)

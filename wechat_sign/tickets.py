@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
@@ -25,6 +26,17 @@ LONGEST_COOL_DOWN: Final = 60.0
 MARGIN: Final = 100.0
 """Seconds by which the cache lets a credential go before WeChat does. The ticket in hand uses
 them up while the next one is fetched, so that no page waits for that."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether pages can be signed: `age` and `remaining` in seconds, the age None where not."""
+
+    age: float | None
+    remaining: float
+    cache: str
+    error: SigningError | None
+    """What last went wrong with WeChat, if nothing has gone right since."""
 
 
 class JsapiTickets:
@@ -67,6 +79,16 @@ class JsapiTickets:
             raise self._error.with_traceback(None)
         return await asyncio.shield(self._look_up())
 
+    def health(self) -> Health:
+        """What is known without asking Redis or WeChat."""
+        usable = self._ticket is not None and monotonic() < self._usable_until
+        return Health(
+            age=self._age(self._ticket) if self._ticket is not None and usable else None,
+            remaining=self._usable_until - monotonic(),
+            cache=self._cache.state,
+            error=self._error,
+        )
+
     @property
     def retry_after(self) -> int:
         """Whole seconds, at least 1, until WeChat may be asked again."""
@@ -96,7 +118,7 @@ class JsapiTickets:
         in_hand = self._ticket if monotonic() < self._usable_until else None
         loop = asyncio.get_running_loop()
         try:
-            ticket = await loop.run_in_executor(self._thread, self._find, in_hand)
+            ticket = await loop.run_in_executor(self._thread, self.find, in_hand)
         except SigningError as error:
             self._error = error
             raise
@@ -108,8 +130,11 @@ class JsapiTickets:
         self._look_again_at = monotonic() + max(LOOK_SOON, pause)
         return ticket.value
 
-    def _find(self, in_hand: Cached | None) -> Cached:
-        """Runs in the thread: the best ticket there is, from the cache, WeChat or in hand."""
+    def find(self, in_hand: Cached | None) -> Cached:
+        """The best ticket there is: from the cache, from WeChat, or the one in hand.
+
+        Blocks, so it is for the thread; one at a time. Raises SigningError where there is none.
+        """
         key = self._settings.jsapi_ticket_key
         found = self._cache.get(key)
         if found is not None and not self._is_due(found):
@@ -146,9 +171,12 @@ class JsapiTickets:
         says nothing of how long the ticket has been alive."""
         if not ticket.dated:
             return True
+        return 0 < self._settings.redis.recheck <= self._age(ticket)
+
+    def _age(self, ticket: Cached) -> float:
+        """Seconds since WeChat was last asked for it, as its remaining life tells."""
         value, life = self._granted
-        age = (life if value == ticket.value else self._expire) - ticket.remaining()
-        return 0 < self._settings.redis.recheck <= age
+        return (life if value == ticket.value else self._expire) - ticket.remaining()
 
     def _ask(self) -> Cached:
         token = self._access_token()

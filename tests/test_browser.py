@@ -1,0 +1,421 @@
+"""The page and the script in a real browser, with a phone's ideas of urls."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parts import Start
+
+from wechat_sign.sandbox import Fault, Sandbox
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+if CHROMIUM is None and not os.environ.get("CI"):
+    pytest.skip(
+        "no browser for these tests: install one, for example with apt-get install chromium",
+        allow_module_level=True,
+    )
+
+PHONES = {
+    "iOS": "Mozilla/5.0 (iPhone; CPU iPhone OS 17_0 like Mac OS X) MicroMessenger/8.0.50",
+    "Android": "Mozilla/5.0 (Linux; Android 14) Chrome/116.0 XWEB/1160 MicroMessenger/8.0.50",
+    "desktop": "Mozilla/5.0 (X11; Linux x86_64) Chrome/116.0",
+}
+JWEIXIN = Path(__file__).with_name("jweixin.js").read_text(encoding="utf-8")
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, "--disable-quic"])
+        yield browser
+        browser.close()
+
+
+class Phone:
+    """A browser's tab that believes to be WeChat, and what it thinks of signatures."""
+
+    def __init__(self, page: Any, wechat: Sandbox) -> None:
+        self.page = page
+        self.wechat = wechat
+        self.problems: list[str] = []
+        self.scripts: list[str] = []
+        self.console: list[str] = []
+        page.expose_function("phoneChecks", self._checks)
+        page.route("https://*.wx.qq.com/**", self._script)
+        page.on("console", lambda message: self.console.append(message.text))
+        page.on("pageerror", lambda error: self.console.append(str(error)))
+
+    def _checks(self, config: dict[str, Any]) -> str:
+        """The next of `problems` if there is one, else what the phone itself finds."""
+        if self.problems:
+            return self.problems.pop(0)
+        right = self.wechat.verify(
+            signature=config["signature"],
+            noncestr=config["nonceStr"],
+            timestamp=config["timestamp"],
+            url=config["url"],
+        )
+        return "" if right and config["appId"] == self.wechat.appid else "invalid signature"
+
+    def _script(self, route: Any) -> None:
+        self.scripts.append(route.request.url)
+        route.fulfill(body=JWEIXIN, content_type="text/javascript")
+
+    def open(self, url: str) -> None:
+        self.page.goto(url)
+
+    def verdict(self) -> str:
+        """What the page says in the end."""
+        self.page.wait_for_selector("body[data-verdict]:not([data-verdict=checking])")
+        return str(self.page.evaluate("document.body.dataset.verdict"))
+
+    def text(self) -> str:
+        return str(self.page.inner_text("main"))
+
+    def calls(self, name: str) -> list[dict[str, Any]]:
+        return list(self.page.evaluate(f"wxCalls.filter(call => call.name === '{name}')"))
+
+    def waits_for(self, name: str, count: int) -> list[dict[str, Any]]:
+        script = f"wxCalls.filter(call => call.name === '{name}').length >= {count}"
+        self.page.wait_for_function(script)
+        return self.calls(name)
+
+
+OpenPhone = Callable[..., Phone]
+
+
+@pytest.fixture
+def phone(chromium: Any, wechat: Sandbox) -> Iterator[OpenPhone]:
+    contexts = []
+
+    def new(kind: str = "Android", locale: str = "en-US", **more: Any) -> Phone:
+        context = chromium.new_context(
+            user_agent=PHONES[kind], locale=locale, viewport={"width": 390, "height": 844}, **more
+        )
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        return Phone(context.new_page(), wechat)
+
+    yield new
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("kind", ["iOS", "Android"])
+@pytest.mark.parametrize(
+    "tail", ["/", "/?a=1&b=2", "/?q=%E4%B8%AD%2F&r=x+y", "/?名=值", "/#/route?x=1", "/?a=1#中"]
+)
+def test_inside_wechat_the_page_ticks_every_step(
+    start: Start, phone: OpenPhone, kind: str, tail: str
+) -> None:
+    tab = phone(kind)
+    tab.open(start().url + tail)
+    assert tab.verdict() == "allWell"
+    steps = tab.page.eval_on_selector_all("#steps > li", "items => items.map(i => i.className)")
+    assert steps == ["good"] * 4
+    assert "updateAppMessageShareData" in tab.text()
+    assert [call["debug"] for call in tab.calls("config")] == [False]
+    assert tab.console == []  # no violation of the Content-Security-Policy either
+
+
+def test_wechats_second_host_serves_where_the_first_fails(start: Start, phone: OpenPhone) -> None:
+    tab = phone()
+    tab.page.route("https://res.wx.qq.com/**", lambda route: route.abort())
+    tab.open(start().url + "/")
+    assert tab.verdict() == "allWell"
+    assert tab.scripts == ["https://res2.wx.qq.com/open/js/jweixin-1.6.0.js"]
+
+
+def test_where_no_host_serves_the_page_says_so(start: Start, phone: OpenPhone) -> None:
+    tab = phone()
+    tab.page.route("https://*.wx.qq.com/**", lambda route: route.abort())
+    tab.open(start().url + "/")
+    assert tab.verdict() == "failed"
+    assert "neither res.wx.qq.com nor res2.wx.qq.com" in tab.text()
+
+
+def test_a_dead_ticket_shows_as_invalid_signature_with_its_causes(
+    start: Start, phone: OpenPhone, wechat: Sandbox
+) -> None:
+    tab = phone()
+    url = start().url
+    tab.open(url + "/healthz")
+    tab.page.wait_for_function("fetch('/healthz').then(answer => answer.ok)")
+    wechat.rotate_ticket()
+    tab.open(url + "/?a=1")
+    assert tab.verdict() == "failed"
+    text = tab.text()
+    assert "config:invalid signature" in text
+    assert text.index("compare the two below") < text.index("proxy") < text.index("ticket is dead")
+    assert "They are the same." in text
+
+
+def test_a_url_changed_on_the_way_is_marked_where_it_differs(
+    start: Start, phone: OpenPhone
+) -> None:
+    def proxy(route: Any) -> None:
+        route.continue_(url=route.request.url.replace("%252F", "%2F"))
+
+    tab = phone()
+    tab.page.route("**/getApi?*", proxy)
+    tab.open(start().url + "/?a=x%2Fy&b=2")
+    assert tab.verdict() == "failed"
+    marked = tab.page.eval_on_selector_all("mark", "marks => marks.map(m => m.textContent)")
+    assert marked == ["/y&b=2", "%2Fy&b=2"]
+    assert "changes the url" in tab.text()
+
+
+@pytest.mark.parametrize(
+    ("problem", "cause"),
+    [
+        ("invalid url domain", "JS接口安全域名"),
+        ("permission denied", "微信认证"),
+        ("the permission value is offline verifying", "js_api_list"),
+        ("fail", "JS接口安全域名"),
+    ],
+)
+def test_each_of_the_phones_messages_has_its_causes(
+    start: Start, phone: OpenPhone, problem: str, cause: str
+) -> None:
+    tab = phone()
+    tab.problems = [problem]
+    tab.open(start().url + "/")
+    assert tab.verdict() == "failed"
+    assert f"config:{problem}" in tab.text()
+    assert cause in tab.text()
+
+
+def test_an_api_that_the_phone_does_not_have_is_shown(start: Start, phone: OpenPhone) -> None:
+    tab = phone()
+    tab.open(start("[jssdk]", "js_api_list = scanQRCode, tooNewApi").url + "/")
+    assert tab.verdict() == "failed"
+    assert "function not exist: tooNewApi" in tab.text()
+    assert tab.page.inner_text(".chips .bad") == "tooNewApi"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault(errcode=40164), "add 203.0.113.7 to the account"),
+        (Fault(errcode=40125), "secret is not the one of this appid"),
+        (Fault(hang_up=True), "look whether this host reaches"),
+    ],
+)
+def test_a_refusing_wechat_is_told_with_what_to_do(
+    start: Start, phone: OpenPhone, wechat: Sandbox, fault: Fault, words: str
+) -> None:
+    wechat.faults["token"] = fault
+    tab = phone()
+    tab.open(start().url + "/")
+    assert tab.verdict() == "failed"
+    assert words in tab.text()
+    assert tab.page.eval_on_selector("#stepSign", "item => item.className") == "bad"
+
+
+def test_a_page_host_that_is_not_listed_is_told(start: Start, phone: OpenPhone) -> None:
+    tab = phone()
+    tab.open(start("[jssdk]", "page_hosts = h5.example.com").url + "/")
+    assert tab.verdict() == "failed"
+    assert "add this page’s host to page_hosts" in tab.text()
+
+
+def test_outside_wechat_the_page_says_where_to_open_it(start: Start, phone: OpenPhone) -> None:
+    tab = phone("desktop")
+    url = start().url + "/?a=1"
+    tab.open(url)
+    assert tab.verdict() == "outside"
+    text = tab.text()
+    assert text.count(url) == 2
+    for part in ("appId", "timestamp", "nonceStr", "signature"):
+        assert part in text
+    assert tab.scripts == []
+
+
+def test_it_speaks_the_browsers_language(start: Start, phone: OpenPhone) -> None:
+    url = start().url + "/"
+    for locale, words in {"zh-CN": "一切正常", "en-GB": "Everything works"}.items():
+        tab = phone(locale=locale)
+        tab.open(url)
+        assert tab.verdict() == "allWell"
+        assert words in tab.text()
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_it_fits_the_width_of_a_phone(start: Start, phone: OpenPhone, width: int) -> None:
+    tab = phone()
+    tab.problems = ["invalid signature"]
+    tab.page.set_viewport_size({"width": width, "height": 800})
+    tab.open(start().url + "/?" + "x" * 500)
+    assert tab.verdict() == "failed"
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# From here on the script, in a page of another origin.
+
+PLAIN = """<!doctype html><title>的 page</title>
+<script src="https://res.wx.qq.com/open/js/jweixin-1.6.0.js"></script>
+<script src="{server}/wechat-sign.js"></script>
+<script>
+  window.outcome = wechatSign({{title: 'T', desc: 'D', imgUrl: 'https://a/i.png'}})
+    .then(() => 'shared', error => error.message)
+</script>"""
+MODULE = """<!doctype html>
+<script src="https://res.wx.qq.com/open/js/jweixin-1.6.0.js"></script>
+<script type="module">
+  import '{server}/wechat-sign.js?v=2'
+  window.outcome = wechatSign({{title: 'T'}}).then(() => 'shared', error => error.message)
+</script>"""
+
+
+@pytest.fixture
+def site() -> Iterator[Callable[[str], str]]:
+    """Another origin, which answers the same page to every path: a single-page app."""
+    body = [""]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(body[0].encode())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def serve(html: str) -> str:
+        body[0] = html
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    server.shutdown()
+    server.server_close()
+
+
+LISTED = ("[jssdk]", "page_hosts = 127.0.0.1")
+
+
+def outcome(tab: Phone) -> str:
+    tab.page.wait_for_function("window.outcome")
+    return str(tab.page.evaluate("window.outcome"))
+
+
+@pytest.mark.parametrize("html", [PLAIN, MODULE])
+@pytest.mark.parametrize("kind", ["iOS", "Android"])
+@pytest.mark.parametrize("path", ["/page?a=1&b=%E4%B8%AD%2F", "/page?a=1#/route"])
+def test_a_page_of_another_origin_shares(
+    start: Start, phone: OpenPhone, site: Callable[[str], str], html: str, kind: str, path: str
+) -> None:
+    running = start(*LISTED)
+    base = site(html.format(server=running.url))
+    tab = phone(kind)
+    tab.open(base + path)
+    assert outcome(tab) == "shared"
+    for name in ("updateAppMessageShareData", "updateTimelineShareData"):
+        assert [call["good"] for call in tab.calls(name)] == [True]
+    for name in ("onMenuShareAppMessage", "onMenuShareTimeline"):
+        assert [(call["good"], call["title"]) for call in tab.waits_for(name, 1)] == [(True, "T")]
+    assert tab.calls("updateAppMessageShareData")[0]["link"] == base + path.split("#")[0]
+    assert tab.console == []
+
+
+@pytest.mark.parametrize("kind", ["iOS", "Android"])
+def test_a_route_change_is_signed_anew(
+    start: Start, phone: OpenPhone, site: Callable[[str], str], kind: str
+) -> None:
+    base = site(PLAIN.format(server=start(*LISTED).url))
+    tab = phone(kind)
+    tab.open(base + "/entry?a=1")
+    assert outcome(tab) == "shared"
+    for turn, change in enumerate(
+        ("history.pushState({}, '', '/second?b=2')", "history.replaceState({}, '', '/third')"), 2
+    ):
+        tab.page.evaluate(change)
+        configs = tab.waits_for("config", turn)
+        assert [call["problem"] for call in configs] == [""] * turn
+        shares = tab.waits_for("updateAppMessageShareData", turn)
+        assert all(call["good"] for call in shares)
+    assert shares[-1]["link"] == base + "/third"
+    tab.page.evaluate("history.back()")
+    assert tab.waits_for("config", 4)[-1]["problem"] == ""
+    assert tab.console == []
+
+
+def test_a_change_of_the_fragment_alone_asks_nobody(
+    start: Start, phone: OpenPhone, site: Callable[[str], str]
+) -> None:
+    base = site(PLAIN.format(server=start(*LISTED).url))
+    tab = phone()
+    tab.open(base + "/entry")
+    assert outcome(tab) == "shared"
+    tab.page.evaluate("history.pushState({}, '', '#/a'); location.hash = '/b'")
+    tab.page.evaluate("wechatSign({title: 'again'})")
+    assert tab.waits_for("updateAppMessageShareData", 2)[-1]["title"] == "again"
+    assert len(tab.calls("config")) == 1
+
+
+@pytest.mark.parametrize(
+    ("problems", "expected"),
+    [
+        (["invalid signature"], "shared"),
+        (["invalid signature", "invalid signature"], "config:invalid signature"),
+        (["invalid url domain"], "config:invalid url domain"),
+    ],
+)
+def test_after_invalid_signature_it_tries_once_more(
+    start: Start,
+    phone: OpenPhone,
+    site: Callable[[str], str],
+    problems: list[str],
+    expected: str,
+) -> None:
+    tab = phone()
+    tab.problems = problems.copy()
+    tab.open(site(PLAIN.format(server=start(*LISTED).url)) + "/")
+    assert outcome(tab) == expected
+    attempts = 2 if problems[0] == "invalid signature" else 1
+    assert len(tab.calls("config")) == attempts
+
+
+def test_it_says_what_keeps_it_from_signing(
+    start: Start, phone: OpenPhone, site: Callable[[str], str], wechat: Sandbox
+) -> None:
+    desktop = phone("desktop")
+    running = start(*LISTED)
+    base = site(PLAIN.format(server=running.url))
+    desktop.open(base)
+    assert outcome(desktop) == "this page is not open inside WeChat"
+
+    tab = phone()
+    tab.page.route("https://*.wx.qq.com/**", lambda route: route.abort())
+    tab.open(base)
+    assert outcome(tab) == "WeChat's script jweixin-1.6.0.js is not loaded"
+
+    stranger = phone()
+    stranger.open(site(PLAIN.format(server=start().url)))
+    assert "page_hosts lacks 127.0.0.1" in outcome(stranger)
+
+    wechat.faults["token"] = Fault(errcode=40164)
+    refused = phone()
+    refused.open(site(PLAIN.format(server=start(*LISTED).url)))
+    assert "answers 502: WeChat refuses with errcode 40164" in outcome(refused)
+
+
+def test_the_script_is_small_enough_to_read() -> None:
+    root = Path(__file__).resolve().parent.parent / "wechat_sign"
+    assert len((root / "wechat-sign.js").read_text(encoding="utf-8").splitlines()) < 150
