@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ from wechat_sign.errors import (
 from wechat_sign.page_url import check_host, host_is_listed, host_of, page_url
 from wechat_sign.sandbox import Sandbox
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
-from wechat_sign.signature import new_noncestr, wx_config
+from wechat_sign.signature import WxConfig
 from wechat_sign.tickets import JsapiTickets
 
 log = logging.getLogger("server")
@@ -81,7 +81,7 @@ PAGE_POLICY = (
     # WeChat's script talks to the app through frames and reports through images.
     "frame-src weixin: wvjbscheme:; img-src data: https://open.weixin.qq.com"
 )
-_STATUS = {BadPageUrl: 400, PageHostNotAllowed: 403, WeChatRefused: 502}
+_STATUS: dict[type[SigningError], int] = {BadPageUrl: 400, PageHostNotAllowed: 403}
 
 
 class SigningApplication(Application):
@@ -90,6 +90,7 @@ class SigningApplication(Application):
     def __init__(self, settings: Settings, tickets: JsapiTickets) -> None:
         self.config = settings
         self.tickets = tickets
+        self.wx_config = WxConfig(settings.wechat.appid, settings.jssdk)
         self.under_way = 0
         self.last_end = 0.0
         self.stopping = False
@@ -150,7 +151,6 @@ class JsonHandler(RequestHandler):
 
     def set_default_headers(self) -> None:
         self.set_header("Cache-Control", "no-store")
-        self.set_header("X-Content-Type-Options", "nosniff")
 
     def finish(self, chunk: Any = None) -> Future[None]:
         if self.application.stopping:
@@ -159,6 +159,9 @@ class JsonHandler(RequestHandler):
 
     def compute_etag(self) -> None:
         """None: no answer is the same twice."""
+
+    def check_etag_header(self) -> bool:
+        return False
 
     def refuse(self, status: int, error: str, **more: Any) -> None:
         self.set_status(status)
@@ -195,26 +198,32 @@ class GetApi(JsonHandler):
                 self.set_header("Access-Control-Allow-Origin", origin)
                 self.set_header("Access-Control-Expose-Headers", "Signed-Url, Retry-After")
 
-    async def get(self) -> None:
-        config = self.application.config
+    def get(self) -> Awaitable[None] | None:
         try:
             url = page_url(self.request.query.encode("latin-1"))
-            check_host(url, config.jssdk.page_hosts)
+            check_host(url, self.application.config.jssdk.page_hosts)
+        except SigningError as error:
+            self.refuse(_STATUS[type(error)], str(error))
+            return None
+        ticket = self.application.tickets.in_hand()
+        if ticket is None:
+            return self.answer_later(url)
+        self.answer(url, ticket)
+        return None
+
+    async def answer_later(self, url: str) -> None:
+        try:
             ticket = await self.application.tickets.current()
         except SigningError as error:
             self.refuse_for(error)
-            return
-        answer = wx_config(
-            url=url,
-            jsapi_ticket=ticket,
-            appid=config.wechat.appid,
-            jssdk=config.jssdk,
-            noncestr=new_noncestr(),
-            timestamp=int(time.time()),
-        )
+        else:
+            self.answer(url, ticket)
+
+    def answer(self, url: str, ticket: str) -> None:
+        self.set_header("Content-Type", "application/json; charset=UTF-8")
         # Not in the JSON, which has wx.config's keys and no others: what was signed, for comparing.
-        self.set_header("Signed-Url", quote(url, safe=string.punctuation))
-        self.finish(answer)
+        self.set_header("Signed-Url", url if url.isascii() else quote(url, string.punctuation))
+        self.finish(self.application.wx_config.sign(url, ticket))
 
     def options(self) -> None:
         self.set_status(204)
@@ -228,19 +237,15 @@ class GetApi(JsonHandler):
 
     def refuse_for(self, error: SigningError) -> None:
         """The caller learns the kind and the errcode; the whole story is in the log."""
-        status = _STATUS.get(type(error), 503)
-        if status < 500:
-            self.refuse(status, str(error))
-            return
         self.set_header("Retry-After", str(self.application.tickets.retry_after))
         if isinstance(error, WeChatRefused):
             self.refuse(
-                status,
+                502,
                 f"WeChat refuses with errcode {error.errcode}; the server's log says what to do",
                 errcode=error.errcode,
             )
         else:
-            self.refuse(status, "no ticket to sign with just now; the server's log says why")
+            self.refuse(503, "no ticket to sign with just now; the server's log says why")
 
 
 class Healthz(JsonHandler):

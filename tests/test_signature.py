@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 
 import pytest
 
 from wechat_sign.settings import JssdkSettings
-from wechat_sign.signature import new_noncestr, sign, wx_config
+from wechat_sign.signature import WxConfig, new_noncestr, sign
 
 TICKET = "sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg"
 """The one that WeChat's documentation publishes with its examples."""
@@ -37,25 +39,31 @@ def test_noncestr_is_16_letters_and_digits_and_never_the_same() -> None:
 
 
 def config(jssdk: JssdkSettings) -> dict[str, object]:
-    return wx_config(
-        url="https://a/", jsapi_ticket="t", appid="wx1", jssdk=jssdk, noncestr="n", timestamp=1
-    )
+    answer = json.loads(WxConfig('wx"1', jssdk).sign("https://a/", "t"))
+    assert isinstance(answer, dict)
+    return answer
 
 
 def test_wx_config_has_its_keys_in_order_and_no_others() -> None:
-    keys = ["debug", "appId", "timestamp", "nonceStr", "signature", "jsApiList"]
-    assert list(config(JssdkSettings())) == keys
+    answer = config(JssdkSettings())
+    assert list(answer) == ["debug", "appId", "timestamp", "nonceStr", "signature", "jsApiList"]
+    assert answer["debug"] is True
+    assert answer["appId"] == 'wx"1'
+    assert answer["jsApiList"] == ["updateAppMessageShareData", "updateTimelineShareData"]
+    assert config(JssdkSettings(debug=False))["debug"] is False
 
 
 def test_open_tag_list_is_there_only_where_it_is_set() -> None:
-    tags = ("wx-open-launch-weapp",)
-    assert list(config(JssdkSettings(open_tag_list=tags)))[-1] == "openTagList"
-    assert config(JssdkSettings(open_tag_list=tags))["openTagList"] == tags
+    answer = config(JssdkSettings(open_tag_list=("wx-open-launch-weapp",)))
+    assert list(answer)[-1] == "openTagList"
+    assert answer["openTagList"] == ["wx-open-launch-weapp"]
 
 
 def test_the_nonce_and_time_handed_out_are_those_signed() -> None:
     answer = config(JssdkSettings())
-    assert (answer["nonceStr"], answer["timestamp"]) == ("n", 1)
+    timestamp, noncestr = answer["timestamp"], answer["nonceStr"]
+    assert isinstance(timestamp, int)
+    assert abs(timestamp - time.time()) < 60
     assert answer["signature"] == sign(
-        jsapi_ticket="t", noncestr="n", timestamp=1, url="https://a/"
+        jsapi_ticket="t", noncestr=str(noncestr), timestamp=timestamp, url="https://a/"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
+import time
 from typing import Any
 
 from .settings import JssdkSettings
@@ -24,20 +26,22 @@ def sign(*, jsapi_ticket: str, noncestr: str, timestamp: int, url: str) -> str:
     return hashlib.sha1(text.encode()).hexdigest()
 
 
-def wx_config(
-    *, url: str, jsapi_ticket: str, appid: str, jssdk: JssdkSettings, noncestr: str, timestamp: int
-) -> dict[str, Any]:
-    """What the page hands to `wx.config`; `timestamp` in seconds since 1970."""
-    config = {
-        "debug": jssdk.debug,
-        "appId": appid,
-        "timestamp": timestamp,
-        "nonceStr": noncestr,
-        "signature": sign(
-            jsapi_ticket=jsapi_ticket, noncestr=noncestr, timestamp=timestamp, url=url
-        ),
-        "jsApiList": jssdk.js_api_list,
-    }
-    if jssdk.open_tag_list:
-        config["openTagList"] = jssdk.open_tag_list
-    return config
+class WxConfig:
+    """What pages hand to `wx.config`, as JSON. A class because it carries, ready-made, what is
+    the same in every answer: all but timestamp, nonceStr and signature."""
+
+    def __init__(self, appid: str, jssdk: JssdkSettings) -> None:
+        tail: dict[str, Any] = {"jsApiList": jssdk.js_api_list}
+        if jssdk.open_tag_list:
+            tail["openTagList"] = jssdk.open_tag_list
+        self._head = json.dumps({"debug": jssdk.debug, "appId": appid})[:-1]
+        self._tail = json.dumps(tail)[1:]
+
+    def sign(self, url: str, jsapi_ticket: str) -> str:
+        """The JSON for this page, now."""
+        noncestr, timestamp = new_noncestr(), int(time.time())
+        signature = sign(jsapi_ticket=jsapi_ticket, noncestr=noncestr, timestamp=timestamp, url=url)
+        return (
+            f'{self._head}, "timestamp": {timestamp}, "nonceStr": "{noncestr}", '
+            f'"signature": "{signature}", {self._tail}'
+        )

@@ -65,16 +65,24 @@ class JsapiTickets:
         self._ask_again_at = 0.0
         self._granted = ("", self._expire)
 
+    def in_hand(self) -> str | None:
+        """The ticket in hand, if it is usable; a look-up starts in the background if one is due."""
+        now = monotonic()
+        if self._ticket is None or now >= self._usable_until:
+            return None
+        if now >= self._look_again_at:
+            self._look_up()
+        return self._ticket.value
+
     async def current(self) -> str:
         """A ticket to sign with. It waits for WeChat only where no usable one exists.
 
         Raises SigningError, the same one for all who ask until the next look-up.
         """
+        ticket = self.in_hand()
+        if ticket is not None:
+            return ticket
         now = monotonic()
-        if self._ticket is not None and now < self._usable_until:
-            if now >= self._look_again_at:
-                self._look_up()
-            return self._ticket.value
         if self._error is not None and now < self._look_again_at:
             raise self._error.with_traceback(None)
         return await asyncio.shield(self._look_up())
