@@ -267,6 +267,8 @@ class Healthz(JsonHandler):
         ages = {"ticket_age": int(health.age), "ticket_usable_for": int(health.remaining)}
         self.finish({"status": "ok", **ages, "cache": health.cache, **said})
 
+    head = get
+
 
 class Page(JsonHandler):
     """`GET /`: the page that, opened on a phone inside WeChat, shows what works."""

@@ -224,6 +224,16 @@ def test_a_refusing_wechat_is_told_with_what_to_do(
     assert tab.page.eval_on_selector("#stepSign", "item => item.className") == "bad"
 
 
+def test_what_to_do_is_told_in_chinese_too(
+    start: Start, phone: OpenPhone, wechat: Sandbox
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    tab = phone(locale="zh-CN")
+    tab.open(start().url + "/")
+    assert tab.verdict() == "failed"
+    assert "请把 203.0.113.7 加入 IP白名单" in tab.text()
+
+
 def test_a_page_host_that_is_not_listed_is_told(start: Start, phone: OpenPhone) -> None:
     tab = phone()
     tab.open(start("[jssdk]", "page_hosts = h5.example.com").url + "/")

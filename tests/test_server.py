@@ -488,6 +488,7 @@ class TestHealthz(ServerCase):
         assert status == 200
         assert list(health) == ["status", "ticket_age", "ticket_usable_for", "cache"]
         assert (health["status"], health["cache"]) == ("ok", "redis")
+        assert self.call("/healthz", "HEAD").code == 200
         assert 0 <= health["ticket_age"] < PATIENCE
         assert 7100 < health["ticket_usable_for"] <= 7200
         assert self.wechat.calls == {"token": 1, "getticket": 1}
