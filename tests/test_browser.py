@@ -224,9 +224,7 @@ def test_a_refusing_wechat_is_told_with_what_to_do(
     assert tab.page.eval_on_selector("#stepSign", "item => item.className") == "bad"
 
 
-def test_what_to_do_is_told_in_chinese_too(
-    start: Start, phone: OpenPhone, wechat: Sandbox
-) -> None:
+def test_what_to_do_is_told_in_chinese_too(start: Start, phone: OpenPhone, wechat: Sandbox) -> None:
     wechat.faults["token"] = Fault(errcode=40164)
     tab = phone(locale="zh-CN")
     tab.open(start().url + "/")
