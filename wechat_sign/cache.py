@@ -138,7 +138,7 @@ class RedisCache:
 
     @property
     def state(self) -> str:
-        """ "redis" or "unreachable"."""
+        """Either "redis" or "unreachable"."""
         return "unreachable" if "reaching Redis" in self._trouble else "redis"
 
     def get(self, key: str) -> Cached | None:

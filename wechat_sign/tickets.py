@@ -82,9 +82,9 @@ class JsapiTickets:
         ticket = self.in_hand()
         if ticket is not None:
             return ticket
-        now = monotonic()
-        if self._error is not None and now < self._look_again_at:
-            raise self._error.with_traceback(None)
+        error = self._error  # the thread may change it
+        if error is not None and monotonic() < self._look_again_at:
+            raise error.with_traceback(None)
         return await asyncio.shield(self._look_up())
 
     def health(self) -> Health:
