@@ -53,11 +53,11 @@ def start(tmp_path: Path, wechat: Sandbox) -> Iterator[Start]:
     """Starts servers for the sandbox, with further lines for their INI file, and ends them."""
     started: list[Server] = []
 
-    def start_one(*lines: str, verbose: bool = True) -> Server:
+    def start_one(*lines: str, verbose: bool = True, files: int = 0) -> Server:
         ini = write_ini(tmp_path / f"{len(started)}.ini", wechat, *lines)
         more = ["--verbose"] if verbose else []
         command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0", *more]
-        started.append(Server(*command))
+        started.append(Server(*command, files=files))
         return started[-1]
 
     yield start_one

@@ -128,8 +128,11 @@ class RedisServer:
 class Server:
     """`python server.py` as a process of its own, its output collected while it runs."""
 
-    def __init__(self, *arguments: str, **environ: str) -> None:
+    def __init__(self, *arguments: str, files: int = 0, **environ: str) -> None:
+        """`files`: how many file descriptors it may have, where that is to be few."""
         command = [sys.executable, str(ROOT / "server.py"), *arguments]
+        if files:
+            command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "-", *command]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
