@@ -389,6 +389,26 @@ def test_after_a_refusal_wechat_is_left_alone_for_a_minute(wechat: Sandbox) -> N
     assert wechat.calls == {"token": 1}
 
 
+def test_while_there_is_no_ticket_callers_have_the_error_at_once(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, redis_server)
+        with pytest.raises(WeChatRefused):
+            await tickets.current()
+        before = redis_server.run("INFO", "stats")["total_commands_processed"]
+        for _ in range(1000):
+            with pytest.raises(WeChatRefused):
+                await tickets.current()
+        after = redis_server.run("INFO", "stats")["total_commands_processed"]
+        assert after - before < 50  # a look every 0.5 s, not one for each caller
+
+    running(scenario)
+    assert wechat.calls == {"token": 1}
+
+
 @pytest.mark.usefixtures("look_always")
 def test_what_may_pass_is_tried_again_after_1_s_then_2_s(wechat: Sandbox) -> None:
     wechat.faults["token"] = Fault(errcode=-1)
