@@ -281,6 +281,7 @@ def test_without_verbose_only_failures_are_logged_one_by_one(start: Start, wecha
         running.says("400 GET '/getApi?url=wrong' from 127.0.0.1")
         assert "must begin with http" in running.output
         assert ("200 GET" in running.output) is verbose
+        assert ("looked for the ticket in" in running.output) is verbose
         running.stop()
 
 

@@ -124,7 +124,7 @@ class JsapiTickets:
 
     async def _renew(self) -> str:
         in_hand = self._ticket if monotonic() < self._usable_until else None
-        loop = asyncio.get_running_loop()
+        loop, began = asyncio.get_running_loop(), monotonic()
         try:
             ticket = await loop.run_in_executor(self._thread, self.find, in_hand)
         except SigningError as error:
@@ -136,6 +136,8 @@ class JsapiTickets:
         self._usable_until = ticket.until + self._grace
         pause = LOOK_SOON if in_hand is None else min(LOOK_AGAIN, ticket.remaining())
         self._look_again_at = monotonic() + max(LOOK_SOON, pause)
+        took, age, left = monotonic() - began, self._age(ticket), ticket.remaining()
+        log.debug("looked for the ticket in %.3f s: %d s old, %d s left", took, age, left)
         return ticket.value
 
     def find(self, in_hand: Cached | None) -> Cached:
