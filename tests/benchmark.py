@@ -192,6 +192,7 @@ class Benchmark:
         self.wechat = Sandbox().start()
         self.lua = folder / "done.lua"
         self.lua.write_text(LUA)
+        self.running: list[Running] = []
         self.contenders = [
             Contender("bare", "bare Tornado handler, a constant"),
             Contender("ours", "this server, Redis"),
@@ -216,7 +217,8 @@ class Benchmark:
         """A cold contender."""
         self.redis.run("FLUSHALL")
         self.wechat.calls.clear()
-        return Running(self, name, expire)
+        self.running.append(Running(self, name, expire))
+        return self.running[-1]
 
     def load(self, url: str, seconds: float) -> dict[str, float]:
         """Requests per second and latencies in ms at 32 connections."""
@@ -378,6 +380,9 @@ class Benchmark:
         figure.savefig(path, dpi=110)
 
     def close(self) -> None:
+        """Leaves nothing running, however the rounds ended."""
+        for running in self.running:
+            running.end()
         self.wechat.stop()
         self.redis.stop()
 
@@ -400,11 +405,13 @@ def main() -> int:
         os.sched_setaffinity(0, CORES[1:])
     with tempfile.TemporaryDirectory() as folder:
         bench = Benchmark(Path(folder))
-        for number in range(given.rounds):
-            for contender in bench.contenders:
-                print(f"round {number + 1}: {contender.label}", file=sys.stderr, flush=True)
-                bench.measure(contender, given.seconds)
-        bench.close()
+        try:
+            for number in range(given.rounds):
+                for contender in bench.contenders:
+                    print(f"round {number + 1}: {contender.label}", file=sys.stderr, flush=True)
+                    bench.measure(contender, given.seconds)
+        finally:
+            bench.close()
     print(f"Python {platform.python_version()}, Tornado {tornado.version}, {len(CORES)} cores\n")
     print(bench.table() + "\n\n" + bench.ratios())
     if given.plot:

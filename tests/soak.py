@@ -309,6 +309,13 @@ class Soak:
         for instance in self.instances:
             instance.load.join(60)
             instance.end(gently=True)
+
+    def close(self) -> None:
+        """Leaves nothing running, however the run ended."""
+        self.over.set()
+        for instance in self.instances:
+            instance.gone = True
+            instance.server.kill()
         self.wechat.stop()
         self.redis.stop()
 
@@ -369,7 +376,12 @@ def main() -> int:
     print(f"seed {given.seed}, {given.minutes} minutes", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(given.seed, Path(folder))
-        soak.run(given.minutes * 60)
+        try:
+            soak.run(given.minutes * 60)
+        except KeyboardInterrupt:
+            print("interrupted; so far:")
+        finally:
+            soak.close()
     print("\n" + soak.table())
     for failure in soak.failures[:20]:
         print("failed:", failure)
