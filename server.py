@@ -41,7 +41,7 @@ from wechat_sign.errors import (
     SigningError,
     WeChatRefused,
 )
-from wechat_sign.page_url import MAX_LENGTH, check_host, host_is_listed, host_of, page_url
+from wechat_sign.page_url import MAX_LENGTH, host_is_listed, host_of, page_url
 from wechat_sign.sandbox import Sandbox
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
 from wechat_sign.signature import WxConfig
@@ -198,8 +198,8 @@ class GetApi(JsonHandler):
 
     def get(self) -> Awaitable[None] | None:
         try:
-            url = page_url(self.request.query.encode("latin-1"))
-            check_host(url, self.application.config.jssdk.page_hosts)
+            page_hosts = self.application.config.jssdk.page_hosts
+            url = page_url(self.request.query.encode("latin-1"), page_hosts)
         except SigningError as error:
             self.refuse(_STATUS[type(error)], str(error))
             return None
@@ -511,8 +511,7 @@ def base_url(sockets: list[socket.socket]) -> str:
 
 
 def announce(settings: Settings, sockets: list[socket.socket]) -> None:
-    redis = settings.redis
-    where = f"Redis {redis.host}:{redis.port}/{redis.db}" if redis.host else "this process only"
+    where = f"Redis {settings.redis.place}" if settings.redis.host else "this process only"
     appid = settings.wechat.appid
     log.info("listening on %s for appid %s, credentials in %s", base_url(sockets), appid, where)
 

@@ -37,7 +37,7 @@ import redis
 import requests
 import tornado
 import tornado.web
-from parts import PATIENCE, ROOT, RedisServer, eventually, free_port, write_ini
+from parts import PATIENCE, ROOT, RedisServer, eventually, free_port, resident, write_ini
 
 from wechat_sign.sandbox import Fault, Sandbox
 
@@ -166,8 +166,7 @@ class Running:
 
     def resident(self) -> float:
         """MB."""
-        pid = str(self.process.pid)
-        return int(subprocess.check_output(["ps", "-o", "rss=", "-p", pid])) / 1024  # noqa: S607
+        return resident(self.process) / 1024
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -206,17 +205,23 @@ class Benchmark:
             given = json.dumps({**account, "api": self.wechat.url})
             arguments = ["--serve", name, str(port), given, str(self.redis.port), str(expire)]
             return [sys.executable, __file__, *arguments]
-        lines = ["[redis]", f"expire = {expire}", f"recheck = {0 if expire < 600 else 600}"]
-        if name == "ours":
-            lines += ["host = 127.0.0.1", f"port = {self.redis.port}"]
+        lines = self.redis.ini if name == "ours" else ["[redis]"]
+        lines += [f"expire = {expire}", f"recheck = {0 if expire < 600 else 600}"]
         ini = write_ini(self.folder / f"{port}.ini", self.wechat, *lines)
         arguments = ["--config", str(ini), "--address", "127.0.0.1", "--port", str(port)]
         return [sys.executable, str(ROOT / "server.py"), *arguments]
 
     def run(self, name: str, expire: int) -> Running:
         """A cold contender."""
+        self.forget()
+        return self.start(name, expire)
+
+    def forget(self) -> None:
+        """Empties Redis and counts calls to WeChat anew."""
         self.redis.run("FLUSHALL")
         self.wechat.calls.clear()
+
+    def start(self, name: str, expire: int) -> Running:
         self.running.append(Running(self, name, expire))
         return self.running[-1]
 
@@ -296,7 +301,8 @@ class Benchmark:
 
     def eight_instances(self, name: str) -> int:
         """Calls to WeChat that eight instances make between them, each hit at once."""
-        instances = [self.run(name, 7100) for _ in range(8)]
+        self.forget()
+        instances = [self.start(name, 7100) for _ in range(8)]
         threads = [threading.Thread(target=instance.first_answer) for instance in instances]
         for thread in threads:
             thread.start()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from parts import RedisServer, Server, Start, assert_no_credential, write_ini
 
+from wechat_sign import cache, tickets
 from wechat_sign.sandbox import Sandbox
 
 
@@ -46,6 +47,14 @@ def wechat(
     sandbox.stop()
     out, err = capfd.readouterr()
     assert_no_credential(caplog.text + out + err, sandbox.issued)
+
+
+@pytest.fixture
+def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call looks at the cache, as calls do that are 10 s apart."""
+    monkeypatch.setattr(tickets, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(tickets, "LOOK_SOON", 0.0)
+    monkeypatch.setattr(cache, "REDIS_PAUSE", 0.0)
 
 
 @pytest.fixture

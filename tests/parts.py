@@ -31,6 +31,10 @@ from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
 """Seconds before something awaited counts as never coming; nothing takes a tenth of it."""
+TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
+TOKEN_KEY = "wechat:wxsandbox:access_token"
+LOCK_KEY = "wechat:wxsandbox:lock"
+"""The sandbox's keys in Redis."""
 Start = Callable[..., "Server"]
 T = TypeVar("T")
 
@@ -109,6 +113,16 @@ class RedisServer:
         with self.client() as client:
             return client.execute_command(*command)
 
+    @property
+    def ini(self) -> list[str]:
+        """The lines of an INI file that name it."""
+        return ["[redis]", "host = 127.0.0.1", f"port = {self.port}"]
+
+    @property
+    def commands(self) -> int:
+        """How many it has processed."""
+        return int(self.run("INFO", "stats")["total_commands_processed"])
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -160,6 +174,14 @@ class Server:
         )
         return match[1].replace("0.0.0.0", "127.0.0.1")
 
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.partition("//")[2].partition(":")
+        return host, int(port)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, PATIENCE)
+
     def says(self, text: str) -> str:
         """All output once the text is in it."""
         eventually(f"the server says {text!r}\n{self.output}", lambda: text in self.output)
@@ -180,6 +202,11 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
         self.wait()
+
+
+def resident(process: subprocess.Popen[Any]) -> int:
+    """KiB of memory."""
+    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(process.pid)]))  # noqa: S607
 
 
 def fetch(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, Any]]:

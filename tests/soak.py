@@ -25,12 +25,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import redis
-from parts import RedisServer, Server, eventually, fetch, signature_of, write_ini
+from parts import TICKET_KEY, RedisServer, Server, eventually, fetch, signature_of, write_ini
 
 from wechat_sign.sandbox import Fault, Sandbox
 
 PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b"
-TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
 EXPIRE, RECHECK, TIMEOUT = 6, 2, 0.5
 NOTICED = RECHECK + EXPIRE + 4 * TIMEOUT + 2
 """Seconds after which a ticket rotated early must be out of use while all is well."""
@@ -62,7 +61,7 @@ class Instance:
 
     def start(self) -> None:
         self.server = Server("--config", str(self._ini), "--address", "127.0.0.1", "--port", "0")
-        self._address = self.server.url.partition("//")[2]
+        self._address = self.server.address
         self.warm = False
         self.gone = False
 
@@ -86,7 +85,7 @@ class Instance:
             server, warm, began = self.server, self.warm, time.monotonic()
             try:
                 if connection is None:
-                    connection = http.client.HTTPConnection(self._address, timeout=60)
+                    connection = http.client.HTTPConnection(*self._address, timeout=60)
                     connection.connect()
             except OSError:
                 connection = None  # refused: nothing was accepted
@@ -127,7 +126,7 @@ class Soak:
         self.in_redis_since = float("inf")
         self.refused_at = float(-PAUSE)
         self.tickets = [Ticket(self.wechat.ticket)]
-        lines = [f"timeout = {TIMEOUT}", "[redis]", "host = 127.0.0.1", f"port = {self.redis.port}"]
+        lines = [f"timeout = {TIMEOUT}", *self.redis.ini]
         lines += [f"expire = {EXPIRE}", f"recheck = {RECHECK}"]
         ini = write_ini(folder / "config.ini", self.wechat, *lines)
         self.instances = [Instance(self, number, ini) for number in range(3)]

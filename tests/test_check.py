@@ -37,7 +37,7 @@ def check(wechat: Sandbox, tmp_path: Path) -> Check:
 
 
 def on(redis_server: RedisServer, *more: str) -> list[str]:
-    return ["[redis]", "host = 127.0.0.1", f"port = {redis_server.port}", *more]
+    return [*redis_server.ini, *more]
 
 
 def names(lines: list[str]) -> list[str]:

@@ -8,7 +8,6 @@ import json
 import resource
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,35 +15,27 @@ from typing import Any
 
 import pytest
 from parts import (
+    LOCK_KEY,
     PATIENCE,
+    TICKET_KEY,
+    TOKEN_KEY,
     RedisServer,
     Server,
     Start,
     eventually,
     fetch,
+    resident,
     settings_for,
     signature_of,
 )
 
 import server
-from wechat_sign import cache as cache_module
 from wechat_sign import tickets as tickets_module
 from wechat_sign.errors import SigningError
 from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.tickets import JsapiTickets
 
 PAGE = "https://h5.example.com/page?a=1&b=2"
-TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
-TOKEN_KEY = "wechat:wxsandbox:access_token"
-LOCK_KEY = "wechat:wxsandbox:lock"
-
-
-@pytest.fixture
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pauses between looks, without waiting for them."""
-    monkeypatch.setattr(tickets_module, "LOOK_AGAIN", 0.0)
-    monkeypatch.setattr(tickets_module, "LOOK_SOON", 0.0)
-    monkeypatch.setattr(cache_module, "REDIS_PAUSE", 0.0)
 
 
 def tickets_for(wechat: Sandbox, redis_server: RedisServer, **more: Any) -> JsapiTickets:
@@ -102,7 +93,7 @@ def test_pages_are_signed_with_redis_in_any_trouble_and_wechat_is_asked_once(
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.usefixtures("_fast")
+@pytest.mark.usefixtures("look_always")
 @pytest.mark.parametrize(
     "command",
     [
@@ -134,7 +125,7 @@ def test_whatever_stands_in_the_keys_is_healed(
     assert 7000 < redis_server.run("TTL", TOKEN_KEY) <= 7100
 
 
-@pytest.mark.usefixtures("_fast")
+@pytest.mark.usefixtures("look_always")
 @pytest.mark.parametrize("wechat_is_down", [False, True])
 def test_flushed_while_warm_nobody_notices_and_redis_has_it_again(
     wechat: Sandbox, redis_server: RedisServer, wechat_is_down: bool
@@ -152,7 +143,7 @@ def test_flushed_while_warm_nobody_notices_and_redis_has_it_again(
     assert wechat.calls["token"] == 1
 
 
-@pytest.mark.usefixtures("_fast")
+@pytest.mark.usefixtures("look_always")
 def test_after_redis_returns_the_instances_agree_again(
     wechat: Sandbox, own_redis: RedisServer
 ) -> None:
@@ -193,7 +184,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.usefixtures("_fast")
+@pytest.mark.usefixtures("look_always")
 @pytest.mark.parametrize("endpoint", ["token", "getticket"])
 @pytest.mark.parametrize("name", BROKEN)
 def test_wechat_in_any_trouble_is_asked_once_a_pause_and_recovered_from(
@@ -224,7 +215,7 @@ def test_wechat_in_any_trouble_is_asked_once_a_pause_and_recovered_from(
     asyncio.run(scenario())
 
 
-@pytest.mark.usefixtures("_fast")
+@pytest.mark.usefixtures("look_always")
 def test_a_token_replaced_by_another_program_costs_one_refusal_and_no_page(
     wechat: Sandbox, redis_server: RedisServer
 ) -> None:
@@ -272,7 +263,7 @@ def test_two_accounts_on_one_redis_do_not_meet(redis_server: RedisServer) -> Non
         wechat.stop()
 
 
-@pytest.mark.usefixtures("_fast")
+@pytest.mark.usefixtures("look_always")
 @pytest.mark.parametrize("hours", [1, -1])
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_jump_of_the_system_clock_changes_nothing(
@@ -301,7 +292,7 @@ def test_a_jump_of_the_system_clock_changes_nothing(
 
 
 def lines_for(redis_server: RedisServer, *more: str) -> list[str]:
-    return ["timeout = 0.5", "[redis]", "host = 127.0.0.1", f"port = {redis_server.port}", *more]
+    return ["timeout = 0.5", *redis_server.ini, *more]
 
 
 def assert_signs(running: Server, wechat: Sandbox) -> None:
@@ -383,33 +374,22 @@ def test_redis_gone_and_back_under_load_costs_no_request(
     assert max(slowest) < 1.0  # the time-out that nobody may have waited for
 
 
-def connect(running: Server) -> socket.socket:
-    host, _, port = running.url.partition("//")[2].partition(":")
-    return socket.create_connection((host, int(port)), PATIENCE)
-
-
-def resident(running: Server) -> int:
-    """KiB."""
-    listed = subprocess.check_output(["ps", "-o", "rss=", "-p", str(running.process.pid)])  # noqa: S607
-    return int(listed)
-
-
 def test_thousands_of_idle_and_half_connections_harm_nobody(start: Start, wechat: Sandbox) -> None:
     running = start()
     assert_signs(running, wechat)
-    before = resident(running)
+    before = resident(running.process)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     number = min(3000, hard // 2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     held = []
     for place in range(number):
-        connection = connect(running)
+        connection = running.connect()
         connection.sendall(
             (b"", b"GET /getApi?url=", b"GET / HTTP/1.1\r\nHost: a\r\nX: ")[place % 3]
         )
         held.append(connection)
     assert_signs(running, wechat)
-    assert resident(running) - before < 30 * number
+    assert resident(running.process) - before < 30 * number
     for connection in held:
         connection.close()
     assert_signs(running, wechat)
@@ -419,11 +399,10 @@ def test_more_connections_than_file_descriptors_close_the_quietest(
     start: Start, wechat: Sandbox
 ) -> None:
     running = start(files=256)
-    host, _, port = running.url.partition("//")[2].partition(":")
-    active = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+    active = http.client.HTTPConnection(*running.address, timeout=PATIENCE)
     held = []
     for place in range(400):
-        held.append(connect(running))
+        held.append(running.connect())
         if place % 50 == 0:  # the same connection all the time: it is not the quietest
             active.request("GET", f"/getApi?url={PAGE}")
             assert active.getresponse().read()
@@ -457,7 +436,7 @@ def test_hostile_requests_are_refused_and_others_notice_nothing(
 ) -> None:
     running = start()
     assert running.url
-    with connect(running) as connection:
+    with running.connect() as connection:
         try:
             connection.sendall(request_bytes)
             connection.shutdown(socket.SHUT_WR)
@@ -474,7 +453,7 @@ def test_clients_that_leave_in_mid_answer_harm_nobody(start: Start, wechat: Sand
     running = start()
     assert running.url
     for _ in range(50):
-        with connect(running) as connection:
+        with running.connect() as connection:
             connection.sendall(f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     assert_signs(running, wechat)
     assert wechat.calls == {"token": 1, "getticket": 1}
@@ -483,7 +462,7 @@ def test_clients_that_leave_in_mid_answer_harm_nobody(start: Start, wechat: Sand
 def test_a_slow_sender_is_served_when_it_is_done(start: Start, wechat: Sandbox) -> None:
     running = start()
     request = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-    with connect(running) as connection:
+    with running.connect() as connection:
         for character in request:
             connection.sendall(character.encode())
         received = b"".join(iter(lambda: connection.recv(65536), b""))

@@ -237,8 +237,7 @@ def running() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def connection(running: Server) -> Iterator[http.client.HTTPConnection]:
-    address = running.url.partition("//")[2]
-    client = http.client.HTTPConnection(address, timeout=PATIENCE)
+    client = http.client.HTTPConnection(*running.address, timeout=PATIENCE)
     yield client
     client.close()
 

@@ -210,10 +210,9 @@ class TestPageHosts(ServerCase):
         assert response.headers["Access-Control-Allow-Headers"] == "x-token"
 
 
-def raw(url: str, request: bytes) -> bytes:
+def raw(running: Server, request: bytes) -> bytes:
     """The whole answer to bytes sent as they are."""
-    host, _, port = url.partition("//")[2].partition(":")
-    with socket.create_connection((host, int(port)), PATIENCE) as connection:
+    with running.connect() as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
@@ -234,7 +233,7 @@ def test_bytes_in_a_raw_url_are_signed_as_they_came(start: Start, wechat: Sandbo
     running = start()
     url = "https://h5.example.com/中?x=1&y=2"
     request = f"GET /getApi?url={url}#/route HTTP/1.0\r\n\r\n".encode()
-    answer = json.loads(raw(running.url, request).partition(b"\r\n\r\n")[2])
+    answer = json.loads(raw(running, request).partition(b"\r\n\r\n")[2])
     assert answer["signature"] == signature_of(answer, wechat.ticket, url)
     running.stop()
 
@@ -289,8 +288,7 @@ def test_eight_instances_hit_cold_make_one_call_of_each_kind(
     start: Start, wechat: Sandbox, redis_server: RedisServer
 ) -> None:
     wechat.faults["token"] = wechat.faults["getticket"] = Fault(delay=0.1)
-    lines = ("[redis]", "host = 127.0.0.1", f"port = {redis_server.port}")
-    instances = [start(*lines) for _ in range(8)]
+    instances = [start(*redis_server.ini) for _ in range(8)]
     for instance in instances:
         status, answer = fetch(f"{instance.url}/getApi?url={PAGE}")
         assert status == 200
@@ -304,7 +302,7 @@ def test_eight_instances_hit_cold_make_one_call_of_each_kind(
 def test_redis_killed_while_warm_costs_no_request(
     start: Start, wechat: Sandbox, own_redis: RedisServer
 ) -> None:
-    running = start("[redis]", "host = 127.0.0.1", f"port = {own_redis.port}")
+    running = start(*own_redis.ini)
     assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
     own_redis.kill()
     for _ in range(200):
@@ -317,7 +315,6 @@ def test_a_stop_under_load_loses_no_accepted_request(
     start: Start, wechat: Sandbox, number: signal.Signals
 ) -> None:
     running = start(verbose=False)
-    host, _, port = running.url.partition("//")[2].partition(":")
     assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
     lost: list[str] = []
     served = [0] * 8
@@ -329,7 +326,7 @@ def test_a_stop_under_load_loses_no_accepted_request(
         while time.monotonic() < deadline:
             try:
                 if connection is None:
-                    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+                    connection = http.client.HTTPConnection(*running.address, timeout=PATIENCE)
                     connection.connect()
             except ConnectionRefusedError:
                 return
@@ -360,8 +357,7 @@ def test_a_stop_under_load_loses_no_accepted_request(
 def test_a_stop_waits_for_an_answer_under_way(start: Start, wechat: Sandbox) -> None:
     wechat.faults["getticket"] = Fault(delay=5 * server.QUIET)
     running = start()
-    host, _, port = running.url.partition("//")[2].partition(":")
-    caller = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+    caller = http.client.HTTPConnection(*running.address, timeout=PATIENCE)
     caller.request("GET", f"/getApi?url={PAGE}")
     eventually("the ticket is being fetched", lambda: wechat.calls["getticket"])
     running.process.terminate()
@@ -385,7 +381,7 @@ def test_a_stop_is_bounded_though_wechat_hangs(start: Start, wechat: Sandbox) ->
 def test_no_credential_is_printed_whatever_goes_wrong(
     start: Start, wechat: Sandbox, own_redis: RedisServer
 ) -> None:
-    lines = ("timeout = 0.3", "[redis]", "host = 127.0.0.1", f"port = {own_redis.port}")
+    lines = ("timeout = 0.3", *own_redis.ini)
     own_redis.run("CONFIG", "SET", "maxmemory", "1")
     for fault in (
         None,
@@ -484,7 +480,7 @@ class TestHealthz(ServerCase):
 
     def test_with_one_it_is_well(self) -> None:
         self.call(f"/getApi?url={PAGE}")
-        commands = self.redis_server.run("INFO", "stats")["total_commands_processed"]
+        commands = self.redis_server.commands
         status, health = self.health()
         assert status == 200
         assert list(health) == ["status", "ticket_age", "ticket_usable_for", "cache"]
@@ -493,8 +489,7 @@ class TestHealthz(ServerCase):
         assert 0 <= health["ticket_age"] < PATIENCE
         assert 7100 < health["ticket_usable_for"] <= 7200
         assert self.wechat.calls == {"token": 1, "getticket": 1}
-        stats = self.redis_server.run("INFO", "stats")
-        assert stats["total_commands_processed"] - commands <= 5  # those of this test's own look
+        assert self.redis_server.commands - commands <= 5  # those of this test's own look
 
     def test_it_tells_the_reason_and_the_advice(self) -> None:
         self.wechat.faults["token"] = Fault(errcode=40164)

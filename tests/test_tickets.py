@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
-from parts import RedisServer, settings_for
+from parts import LOCK_KEY, TICKET_KEY, TOKEN_KEY, RedisServer, settings_for
 
 import server
-from wechat_sign import cache as cache_module
 from wechat_sign import tickets as tickets_module
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import SigningError, StillWaiting, WeChatRefused, WeChatUnreachable
@@ -18,10 +17,6 @@ from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.tickets import JsapiTickets
 
 T = TypeVar("T")
-
-TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
-TOKEN_KEY = "wechat:wxsandbox:access_token"
-LOCK_KEY = "wechat:wxsandbox:lock"
 
 
 def running(scenario: Callable[[], Awaitable[T]]) -> T:
@@ -53,14 +48,6 @@ async def settled(tickets: JsapiTickets) -> None:
     await until(lambda: tickets._task is None)
 
 
-@pytest.fixture
-def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every call looks at the cache, as calls do that are 10 s apart."""
-    monkeypatch.setattr(tickets_module, "LOOK_AGAIN", 0.0)
-    monkeypatch.setattr(tickets_module, "LOOK_SOON", 0.0)
-    monkeypatch.setattr(cache_module, "REDIS_PAUSE", 0.0)
-
-
 @pytest.mark.parametrize("token_api", ["token", "stable_token"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_thousand_callers_share_one_look_up(
@@ -72,9 +59,9 @@ def test_a_thousand_callers_share_one_look_up(
         assert set(got) == {wechat.ticket}
         assert await tickets.current() == wechat.ticket
 
-    before = redis_server.run("INFO", "stats")["total_commands_processed"]
+    before = redis_server.commands
     running(scenario)
-    assert redis_server.run("INFO", "stats")["total_commands_processed"] - before < 50
+    assert redis_server.commands - before < 50
     assert wechat.calls == {token_api: 1, "getticket": 1}
 
 
@@ -398,11 +385,11 @@ def test_while_there_is_no_ticket_callers_have_the_error_at_once(
         tickets = tickets_for(wechat, redis_server)
         with pytest.raises(WeChatRefused):
             await tickets.current()
-        before = redis_server.run("INFO", "stats")["total_commands_processed"]
+        before = redis_server.commands
         for _ in range(1000):
             with pytest.raises(WeChatRefused):
                 await tickets.current()
-        after = redis_server.run("INFO", "stats")["total_commands_processed"]
+        after = redis_server.commands
         assert after - before < 50  # a look every 0.5 s, not one for each caller
 
     running(scenario)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from .cache import MemoryCache, RedisCache
 from .credentials import Grant, WeChat
 from .errors import SigningError
-from .settings import Settings
-from .signature import new_noncestr, sign
+from .settings import Settings, WeChatSettings
+from .signature import WxConfig
 from .tickets import JsapiTickets
 
 SAMPLE_PAGE = "https://h5.example.com/"
@@ -27,9 +27,11 @@ class Step:
 
 
 class TimedWeChat(WeChat):
-    """WeChat's API, noting of each call how long it took (seconds)."""
+    """WeChat's API, noting in `took` how many seconds each call needed."""
 
-    took: dict[str, float]
+    def __init__(self, settings: WeChatSettings) -> None:
+        super().__init__(settings)
+        self.took: dict[str, float] = {}
 
     def fetch_access_token(self) -> Grant:
         began = time.monotonic()
@@ -54,7 +56,7 @@ def check(settings: Settings, cache: MemoryCache | RedisCache) -> Iterator[Step]
     token = cache.get(settings.access_token_key)
     found = cache.get(settings.jsapi_ticket_key)
     if settings.redis.host:
-        place = f"{settings.redis.host}:{settings.redis.port}/{settings.redis.db}"
+        place = settings.redis.place
         if cache.trouble:
             yield Step("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
             return
@@ -64,7 +66,6 @@ def check(settings: Settings, cache: MemoryCache | RedisCache) -> Iterator[Step]
         yield Step("Redis", True, text)
 
     wechat = TimedWeChat(settings.wechat)
-    wechat.took = {}
     tickets = JsapiTickets(wechat, cache, settings)
     try:
         ticket = tickets.find(found)
@@ -95,13 +96,8 @@ def check(settings: Settings, cache: MemoryCache | RedisCache) -> Iterator[Step]
         yield Step("Redis", False, cache.trouble, redis_advice(cache.trouble))
         return
 
-    signature = sign(
-        jsapi_ticket=ticket.value,
-        noncestr=new_noncestr(),
-        timestamp=int(time.time()),
-        url=SAMPLE_PAGE,
-    )
-    yield Step("signature", len(signature) == 40, f"made for {SAMPLE_PAGE}")
+    WxConfig(settings.wechat.appid, settings.jssdk).sign(SAMPLE_PAGE, ticket.value)
+    yield Step("signature", True, f"made for {SAMPLE_PAGE}")
 
 
 def redis_advice(trouble: str) -> str:

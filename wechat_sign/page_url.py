@@ -32,13 +32,13 @@ _AUTHORITY = re.compile(
 _PLAIN_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 
 
-def page_url(query: bytes) -> str:
+def page_url(query: bytes, page_hosts: Collection[str] = ()) -> str:
     """The url of the page, from the raw query string of a request.
 
     A value that begins with a literal http:// or https:// was not escaped and goes on to the
     end of the query, byte for byte; any other is unescaped once. The fragment is dropped.
 
-    Raises BadPageUrl.
+    Raises BadPageUrl, and PageHostNotAllowed where there is a list without the page's host.
     """
     first = _URL.search(query)
     if first is None:
@@ -54,7 +54,7 @@ def page_url(query: bytes) -> str:
     except UnicodeDecodeError:
         raise BadPageUrl(f"url is not UTF-8; {_HOW}") from None
     url = url.partition("#")[0]
-    _check(url)
+    _check(url, page_hosts)
     return url
 
 
@@ -74,19 +74,13 @@ def host_is_listed(host: str, page_hosts: Collection[str]) -> bool:
     )
 
 
-def check_host(url: str, page_hosts: Collection[str]) -> None:
-    """Raises PageHostNotAllowed where there is a list and the page's host is not on it."""
-    if page_hosts and not host_is_listed(host_of(url), page_hosts):
-        raise PageHostNotAllowed(host_of(url))
-
-
 def _unescape(value: bytes) -> bytes:
     if _BAD_PERCENT.search(value):
         raise BadPageUrl(f"url has a % that two hex digits do not follow; {_HOW}")
     return unquote_to_bytes(value.replace(b"+", b" "))
 
 
-def _check(url: str) -> None:
+def _check(url: str, page_hosts: Collection[str]) -> None:
     if not url:
         raise BadPageUrl(f"url is empty; {_HOW}")
     if not _SCHEME.match(url):
@@ -103,5 +97,8 @@ def _check(url: str) -> None:
             f"url has a blank or a control character in it (in an escaped url a bare + is a "
             f"blank); {_HOW}"
         )
-    if not host_of(url):
+    host = host_of(url)
+    if not host:
         raise BadPageUrl("url names no host")
+    if page_hosts and not host_is_listed(host, page_hosts):
+        raise PageHostNotAllowed(host)

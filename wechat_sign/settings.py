@@ -146,6 +146,11 @@ class RedisSettings:
     expire: int = option(7100, _number(1, GRANTED_LIFE, int))
     recheck: int = option(600, _number(0, GRANTED_LIFE, int))
 
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return f"{self.host}:{self.port}/{self.db}"
+
 
 @dataclass(frozen=True)
 class JssdkSettings:
