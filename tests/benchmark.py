@@ -37,7 +37,7 @@ import redis
 import requests
 import tornado
 import tornado.web
-from parts import PATIENCE, ROOT, RedisServer, eventually, free_port, resident, write_ini
+from harness import PATIENCE, ROOT, RedisServer, eventually, free_port, resident, write_ini
 
 from wechat_sign.sandbox import Fault, Sandbox
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from parts import RedisServer, Server, Start, assert_no_credential, write_ini
+from harness import RedisServer, Server, Start, assert_no_credential, write_ini
 
 from wechat_sign import cache, tickets
 from wechat_sign.sandbox import Sandbox

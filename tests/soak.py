@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import redis
-from parts import TICKET_KEY, RedisServer, Server, eventually, fetch, signature_of, write_ini
+from harness import TICKET_KEY, RedisServer, Server, eventually, fetch, signature_of, write_ini
 
 from wechat_sign.sandbox import Fault, Sandbox
 

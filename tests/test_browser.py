@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import Start
+from harness import Start
 
 from wechat_sign.sandbox import Fault, Sandbox
 

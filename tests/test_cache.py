@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from parts import RedisServer, eventually
+from harness import RedisServer, eventually
 
 from wechat_sign import cache as cache_module
 from wechat_sign.cache import UNDATED_LIFE, Cached, MemoryCache, RedisCache

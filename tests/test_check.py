@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from parts import ROOT, RedisServer, Server, Start, assert_no_credential, fetch, write_ini
+from harness import ROOT, RedisServer, Server, Start, assert_no_credential, fetch, write_ini
 
 from wechat_sign.check import redis_advice
 from wechat_sign.sandbox import Fault, Sandbox

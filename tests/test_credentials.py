@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from parts import assert_no_credential, free_port
+from harness import assert_no_credential, free_port
 
 from wechat_sign.credentials import WeChat, is_credential
 from wechat_sign.errors import SigningError, WeChatRefused, WeChatUnreachable

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from parts import (
+from harness import (
     LOCK_KEY,
+    PAGE,
     PATIENCE,
     TICKET_KEY,
     TOKEN_KEY,
     RedisServer,
-    Server,
     Start,
+    assert_signs,
     eventually,
     fetch,
     resident,
@@ -34,8 +35,6 @@ from wechat_sign import tickets as tickets_module
 from wechat_sign.errors import SigningError
 from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.tickets import JsapiTickets
-
-PAGE = "https://h5.example.com/page?a=1&b=2"
 
 
 def tickets_for(wechat: Sandbox, redis_server: RedisServer, **more: Any) -> JsapiTickets:
@@ -293,12 +292,6 @@ def test_a_jump_of_the_system_clock_changes_nothing(
 
 def lines_for(redis_server: RedisServer, *more: str) -> list[str]:
     return ["timeout = 0.5", *redis_server.ini, *more]
-
-
-def assert_signs(running: Server, wechat: Sandbox) -> None:
-    status, answer = fetch(f"{running.url}/getApi?url={PAGE}")
-    assert status == 200, answer
-    assert answer["signature"] == signature_of(answer, wechat.ticket, PAGE)
 
 
 def test_when_the_one_that_asks_is_killed_another_takes_over_within_the_lease(

@@ -13,9 +13,9 @@ from urllib.parse import quote, unquote_to_bytes, urlencode
 
 import ada_url
 import pytest
+from harness import PATIENCE, Server, Start, fetch, signature_of
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from parts import PATIENCE, Server, Start, fetch, signature_of
 
 from server import LIMITS
 from wechat_sign.errors import BadPageUrl

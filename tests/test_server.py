@@ -14,7 +14,8 @@ from urllib.parse import quote, urlencode
 
 import pytest
 import tornado.testing
-from parts import (
+from harness import (
+    PAGE,
     PATIENCE,
     ROOT,
     RedisServer,
@@ -32,8 +33,6 @@ from tornado.httpclient import HTTPResponse
 import server
 from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.settings import JssdkSettings, ServerSettings, Settings
-
-PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20"
 
 
 class ServerCase(tornado.testing.AsyncHTTPTestCase):

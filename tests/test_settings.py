@@ -4,7 +4,7 @@ import configparser
 from pathlib import Path
 
 import pytest
-from parts import ROOT
+from harness import ROOT
 
 from wechat_sign.errors import ConfigError
 from wechat_sign.settings import (

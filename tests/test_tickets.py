@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
-from parts import LOCK_KEY, TICKET_KEY, TOKEN_KEY, RedisServer, settings_for
+from harness import LOCK_KEY, TICKET_KEY, TOKEN_KEY, RedisServer, settings_for
 
 import server
 from wechat_sign import tickets as tickets_module

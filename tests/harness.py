@@ -1,7 +1,8 @@
-"""What the tests, the soak and the benchmark are put together from: real Redis, real server."""
+"""What the tests, the soak and the benchmark run on: a real Redis, the real server."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.util
 import json
@@ -31,9 +32,12 @@ from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
 """Seconds before something awaited counts as never coming; nothing takes a tenth of it."""
+PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20"
+"""A page's url with everything in it that is easily spoilt on the way."""
 TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
 TOKEN_KEY = "wechat:wxsandbox:access_token"
 LOCK_KEY = "wechat:wxsandbox:lock"
+CHECKED_KEY = "wechat:wxsandbox:checked"
 """The sandbox's keys in Redis."""
 Start = Callable[..., "Server"]
 T = TypeVar("T")
@@ -48,6 +52,14 @@ def eventually(what: str, condition: Callable[[], T | None], *, patience: float 
             return value
         time.sleep(0.01)
     raise AssertionError(f"not within {patience} s: {what}")
+
+
+async def until(what: str, condition: Callable[[], object]) -> None:
+    """The same for code that must not block the event loop; returns once the condition is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        await asyncio.sleep(0.01)
 
 
 def free_port() -> int:
@@ -230,6 +242,13 @@ def signature_of(answer: dict[str, Any], ticket: str, url: str) -> str:
     }
     text = "&".join(f"{name}={fields[name]}" for name in sorted(fields))
     return hashlib.sha1(text.encode()).hexdigest()
+
+
+def assert_signs(running: Server, wechat: Sandbox, page: str = PAGE) -> None:
+    """The running server signs the page with the ticket that is alive at the sandbox."""
+    status, answer = fetch(f"{running.url}/getApi?url={page}")
+    assert status == 200, answer
+    assert answer["signature"] == signature_of(answer, wechat.ticket, page)
 
 
 def settings_for(wechat: Sandbox, redis_server: RedisServer | None = None, **more: Any) -> Settings:
