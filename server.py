@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 from asyncio import Future
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +31,8 @@ from tornado.web import Application, HTTPError, RequestHandler
 if sys.platform != "win32":
     import resource
 
-from wechat_sign.cache import MemoryCache, RedisCache
-from wechat_sign.check import Step, check
+from wechat_sign.cache import make_cache
+from wechat_sign.check import Finding, check
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import (
     BadPageUrl,
@@ -42,6 +42,7 @@ from wechat_sign.errors import (
     WeChatRefused,
 )
 from wechat_sign.page_url import MAX_LENGTH, host_is_listed, host_of, page_url
+from wechat_sign.renewal import Renewal
 from wechat_sign.sandbox import Sandbox
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
 from wechat_sign.signature import WxConfig
@@ -196,20 +197,13 @@ class GetApi(JsonHandler):
                 self.set_header("Access-Control-Allow-Origin", origin)
                 self.set_header("Access-Control-Expose-Headers", "Signed-Url, Retry-After")
 
-    def get(self) -> Awaitable[None] | None:
+    async def get(self) -> None:
         try:
             page_hosts = self.application.config.jssdk.page_hosts
             url = page_url(self.request.query.encode("latin-1"), page_hosts)
         except SigningError as error:
             self.refuse(_STATUS[type(error)], str(error))
-            return None
-        ticket = self.application.tickets.in_hand()
-        if ticket is None:
-            return self.answer_later(url)
-        self.answer(url, ticket)
-        return None
-
-    async def answer_later(self, url: str) -> None:
+            return
         try:
             ticket = await self.application.tickets.current()
         except SigningError as error:
@@ -258,7 +252,7 @@ class Healthz(JsonHandler):
             said = {"error": error.what, "advice": error.advice}
         if isinstance(error, WeChatRefused):
             said["errcode"] = error.errcode
-        if health.age is None:
+        if not health.usable:
             self.refusal = error.what if error else "no ticket yet"
             self.set_status(503)
             self.finish({"status": "failing", "cache": health.cache, "error": self.refusal, **said})
@@ -310,16 +304,9 @@ def log_request(handler: RequestHandler) -> None:
         )
 
 
-def make_cache(settings: Settings) -> MemoryCache | RedisCache:
-    """Redis where the settings name one."""
-    if not settings.redis.host:
-        return MemoryCache()
-    return RedisCache(settings.redis, lock_key=settings.lock_key, lease=settings.lease)
-
-
 def make_tickets(settings: Settings) -> JsapiTickets:
-    """The ticket's keeper."""
-    return JsapiTickets(WeChat(settings.wechat), make_cache(settings), settings)
+    """The ticket for pages, and all that is behind it."""
+    return JsapiTickets(Renewal(WeChat(settings.wechat), make_cache(settings), settings))
 
 
 def listen(settings: ServerSettings) -> list[socket.socket]:
@@ -342,7 +329,7 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
 
     async def look() -> None:
         with suppress(SigningError):  # the look-up itself has logged it
-            await application.tickets.current()
+            await application.tickets.refresh()
 
     looking = asyncio.ensure_future(look())
     look_again = PeriodicCallback(look, LOOK_EVERY * 1000)
@@ -461,7 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         if given.check:
             for problem in error.problems:
-                print_step(Step("settings", False, problem))
+                print_step(Finding("settings", False, problem))
             return 1
         print(error, file=sys.stderr)
         return 2
@@ -489,7 +476,7 @@ def print_check(settings: Settings, source: str) -> int:
     logging.disable(logging.ERROR)  # the steps say it
     wechat = settings.wechat
     text = f"{source}: appid {wechat.appid}, {wechat.token_api} at {wechat.api}"
-    print_step(Step("settings", True, text))
+    print_step(Finding("settings", True, text))
     good = True
     for step in check(settings, make_cache(settings)):
         print_step(step)
@@ -497,7 +484,7 @@ def print_check(settings: Settings, source: str) -> int:
     return 0 if good else 1
 
 
-def print_step(step: Step) -> None:
+def print_step(step: Finding) -> None:
     word = "ok  " if step.ok else "FAIL"
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         word = f"\033[{32 if step.ok else 31}m{word}\033[0m"

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import RedisServer, Server, Start, assert_no_credential, write_ini
+from harness import MovedClock, RedisServer, Server, Start, assert_no_credential, write_ini
 
-from wechat_sign import cache, tickets
 from wechat_sign.sandbox import Sandbox
 
 
@@ -50,11 +49,8 @@ def wechat(
 
 
 @pytest.fixture
-def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every call looks at the cache, as calls do that are 10 s apart."""
-    monkeypatch.setattr(tickets, "LOOK_AGAIN", 0.0)
-    monkeypatch.setattr(tickets, "LOOK_SOON", 0.0)
-    monkeypatch.setattr(cache, "REDIS_PAUSE", 0.0)
+def clock() -> MovedClock:
+    return MovedClock()
 
 
 @pytest.fixture

@@ -26,8 +26,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from wechat_sign.cache import Clock, boottime, make_cache
+from wechat_sign.credentials import WeChat
+from wechat_sign.renewal import Renewal
 from wechat_sign.sandbox import Sandbox
 from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
+from wechat_sign.tickets import JsapiTickets
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
@@ -260,6 +264,42 @@ def settings_for(wechat: Sandbox, redis_server: RedisServer | None = None, **mor
         WeChatSettings(wechat.appid, wechat.secret, wechat.url, **in_wechat),
         RedisSettings(**more),
     )
+
+
+class MovedClock:
+    """A clock that only the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def renewal_for(
+    wechat: Sandbox,
+    redis_server: RedisServer | None = None,
+    *,
+    clock: Clock = boottime,
+    **more: Any,
+) -> Renewal:
+    """An instance's blocking half, as the server builds it."""
+    settings = settings_for(wechat, redis_server, **more)
+    return Renewal(WeChat(settings.wechat), make_cache(settings, clock), settings, clock)
+
+
+def tickets_for(
+    wechat: Sandbox,
+    redis_server: RedisServer | None = None,
+    *,
+    clock: Clock = boottime,
+    **more: Any,
+) -> JsapiTickets:
+    """An instance's ticket for pages, as the server builds it."""
+    return JsapiTickets(renewal_for(wechat, redis_server, clock=clock, **more), clock)
 
 
 def write_ini(path: Path, wechat: Sandbox, *lines: str) -> Path:

@@ -1,78 +1,131 @@
+"""Credentials in Redis and in this process. Redis's own clock runs: what is over there is deleted
+here, as Redis would; the cache's clock is moved by the test."""
+
 from __future__ import annotations
 
+import hashlib
 import logging
-from dataclasses import replace
+import sys
+import time
 from typing import Any
 
 import pytest
-from harness import RedisServer, eventually
+from harness import CHECKED_KEY, LOCK_KEY, MovedClock, RedisServer, eventually
 
-from wechat_sign import cache as cache_module
-from wechat_sign.cache import UNDATED_LIFE, Cached, MemoryCache, RedisCache
-from wechat_sign.settings import RedisSettings
+from wechat_sign.cache import (
+    MARGIN,
+    REDIS_PAUSE,
+    UNDATED_LIFE,
+    Credential,
+    MemoryCache,
+    RedisCache,
+    boottime,
+)
+from wechat_sign.errors import LockedElsewhere
+from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
 
-KEY = "wechat:wx1:jsapi_ticket"
-LOCK = "wechat:wx1:lock"
+KEY = "wechat:wxsandbox:jsapi_ticket"
+OTHER_KEY = "wechat:wxsandbox:access_token"
 
 
-def cache_on(server: RedisServer, *, lease: float = 10, **more: Any) -> RedisCache:
-    settings = RedisSettings(host="127.0.0.1", port=server.port)
-    return RedisCache(replace(settings, **more), lock_key=LOCK, lease=lease)
+def cache_on(server: RedisServer, clock: MovedClock, **more: Any) -> RedisCache:
+    redis_settings = RedisSettings(host="127.0.0.1", port=server.port, **more)
+    return RedisCache(Settings(WeChatSettings("wxsandbox", "s"), redis_settings), clock)
+
+
+def lasting(clock: MovedClock, value: str, life: float, fresh_for: float = 0) -> Credential:
+    return Credential.lasting(value, clock.now, life, fresh_for)
 
 
 @pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def _log_from_info(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(cache_module, "REDIS_PAUSE", 0.0)
 
 
-def test_memory_keeps_for_the_time_given() -> None:
-    cache = MemoryCache()
+def value_of(credential: Credential | None) -> str | None:
+    return credential.value if credential else None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the monotonic clock does not stop")
+def test_the_clock_goes_on_while_the_machine_sleeps() -> None:
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    now = boottime()
+    assert before <= now <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_a_credential_does_not_show_itself(clock: MovedClock) -> None:
+    assert "s3cr3t" not in repr(lasting(clock, "s3cr3t", 100))
+
+
+def test_memory_keeps_for_the_time_given(clock: MovedClock) -> None:
+    cache = MemoryCache(clock)
     assert cache.get(KEY) is None
-    cache.put(KEY, Cached.lasting("t", 100))
-    assert cache.get(KEY) == cache._entries[KEY]
-    cache.put(KEY, Cached.lasting("t", 0))
+    cache.put(KEY, lasting(clock, "t", 100))
+    clock.advance(99)
+    assert value_of(cache.get(KEY)) == "t"
+    clock.advance(1)
     assert cache.get(KEY) is None
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
 def test_only_the_credential_that_was_refused_is_dropped(
-    redis_server: RedisServer, kind: str
+    redis_server: RedisServer, clock: MovedClock, kind: str
 ) -> None:
-    cache = MemoryCache() if kind == "memory" else cache_on(redis_server)
-    cache.put(KEY, Cached.lasting("new", 100))
+    cache = MemoryCache(clock) if kind == "memory" else cache_on(redis_server, clock)
+    cache.put(KEY, lasting(clock, "new", 100))
     cache.drop(KEY, "old")
-    kept = cache.get(KEY)
-    assert kept is not None
-    assert kept.value == "new"
+    assert value_of(cache.get(KEY)) == "new"
     cache.drop(KEY, "new")
     cache.drop(KEY, "new")
     assert cache.get(KEY) is None
 
 
-def test_redis_holds_a_plain_string_with_an_expiry(redis_server: RedisServer) -> None:
-    cache_on(redis_server).put(KEY, Cached.lasting("t1cket", 7100))
+def test_redis_holds_a_plain_string_with_an_expiry_and_the_marker_its_digest(
+    redis_server: RedisServer, clock: MovedClock
+) -> None:
+    cache_on(redis_server, clock).put(KEY, lasting(clock, "t1cket", 7100, fresh_for=600))
     assert redis_server.run("GET", KEY) == "t1cket"
     assert 7_099_000 < redis_server.run("PTTL", KEY) <= 7_100_000
+    assert redis_server.run("GET", CHECKED_KEY) == hashlib.sha1(b"t1cket").hexdigest()
+    assert 599_000 < redis_server.run("PTTL", CHECKED_KEY) <= 600_000
 
 
-def test_another_instance_reads_value_and_remaining_life(redis_server: RedisServer) -> None:
-    redis_server.run("SET", KEY, "t", "EX", 100)
-    found = cache_on(redis_server).get(KEY)
-    assert found is not None
-    assert (found.value, found.dated) == ("t", True)
-    assert 99 < found.remaining() <= 100
+def test_without_freshness_there_is_no_marker(redis_server: RedisServer, clock: MovedClock) -> None:
+    cache_on(redis_server, clock).put(KEY, lasting(clock, "t", 100))
+    assert redis_server.run("KEYS", "*") == [KEY]
 
 
-@pytest.mark.parametrize("command", [("SET", KEY, "t"), ("SET", KEY, "t", "EX", 99999)])
-def test_a_life_that_is_not_wechats_is_no_age(
-    redis_server: RedisServer, command: tuple[str, ...]
+def test_another_instance_reads_value_life_and_freshness(
+    redis_server: RedisServer, clock: MovedClock
 ) -> None:
-    redis_server.run(*command)
-    found = cache_on(redis_server).get(KEY)
+    cache_on(redis_server, clock).put(KEY, lasting(clock, "t", 1000, fresh_for=100))
+    found = cache_on(redis_server, clock).get(KEY)
     assert found is not None
-    assert not found.dated
-    assert found.remaining() <= UNDATED_LIFE
+    assert found.value == "t"
+    assert 999 < found.expires - clock.now <= 1000
+    assert found.usable_until == found.expires + MARGIN
+    assert 99 < found.fresh_until - clock.now <= 100
+
+
+def test_of_another_programs_credential_nothing_is_known_but_its_life(
+    redis_server: RedisServer, clock: MovedClock
+) -> None:
+    redis_server.run("SET", KEY, "t", "EX", 100)
+    found = cache_on(redis_server, clock).get(KEY)
+    assert found is not None
+    assert 99 < found.expires - clock.now <= 100
+    assert found.usable_until == found.expires
+    assert found.fresh_until == clock.now
+
+
+@pytest.mark.parametrize("life", [(), ("EX", 99999)])
+def test_a_life_that_is_not_wechats_says_nothing(
+    redis_server: RedisServer, clock: MovedClock, life: tuple[Any, ...]
+) -> None:
+    redis_server.run("SET", KEY, "t", *life)
+    found = cache_on(redis_server, clock).get(KEY)
+    assert found is not None
+    assert found.expires == clock.now + UNDATED_LIFE
 
 
 @pytest.mark.parametrize(
@@ -87,145 +140,181 @@ def test_a_life_that_is_not_wechats_is_no_age(
     ],
 )
 def test_what_is_no_credential_counts_as_absent_and_is_replaced(
-    redis_server: RedisServer, command: tuple[str, ...]
+    redis_server: RedisServer, clock: MovedClock, command: tuple[Any, ...]
 ) -> None:
     redis_server.run(*command)
-    cache = cache_on(redis_server)
+    cache = cache_on(redis_server, clock)
     assert cache.get(KEY) is None
-    cache.put(KEY, Cached.lasting("t", 100))
+    cache.put(KEY, lasting(clock, "t", 100))
     assert redis_server.run("GET", KEY) == "t"
 
 
-def test_a_redis_that_lost_everything_gets_it_back_marked_as_old(
-    redis_server: RedisServer,
-) -> None:
-    cache = cache_on(redis_server)
-    cache.put(KEY, Cached.lasting("t", 7100))
-    cache.put("other:key", Cached.lasting("o", 50))
+def test_reading_writes_nothing(redis_server: RedisServer, clock: MovedClock) -> None:
+    cache = cache_on(redis_server, clock)
+    cache.put(KEY, lasting(clock, "t", 100))
     redis_server.run("FLUSHALL")
-    found = cache.get(KEY)
-    assert found is not None
-    assert found.value == redis_server.run("GET", KEY) == "t"
-    assert redis_server.run("GET", "other:key") == "o"
-    assert 48 < redis_server.run("TTL", "other:key") <= 50
-    assert 6490 < redis_server.run("TTL", KEY) <= 6500
+    assert value_of(cache.get(KEY)) == "t"
+    assert redis_server.run("KEYS", "*") == []
 
 
-def test_what_came_back_does_not_overwrite_what_another_wrote(redis_server: RedisServer) -> None:
-    cache = cache_on(redis_server)
-    cache.put(KEY, Cached.lasting("mine", 7100))
-    redis_server.run("SET", KEY, "theirs", "EX", 50)
-    found = cache.get(KEY)
-    assert found is not None
-    assert found.value == redis_server.run("GET", KEY) == "theirs"
-
-
-@pytest.mark.parametrize(("theirs", "stays"), [(50, False), (200, True)])
-def test_of_two_that_put_back_at_once_the_longer_life_wins(
-    redis_server: RedisServer, theirs: int, stays: bool
+def test_a_redis_that_lost_a_credential_gets_it_back_as_it_was(
+    redis_server: RedisServer, clock: MovedClock
 ) -> None:
-    """The other wrote between this one's look, which found nothing, and its putting back."""
-    redis_server.run("SET", KEY, "theirs", "EX", theirs)
-    cache_on(redis_server)._save(KEY, Cached.lasting("mine", 100), only_if_longer=True)
+    cache = cache_on(redis_server, clock)
+    cache.put(KEY, lasting(clock, "t", 7100, fresh_for=600))
+    cache.put(OTHER_KEY, lasting(clock, "o", 5000))
+    redis_server.run("FLUSHALL")
+    clock.advance(100)
+    assert value_of(cache.get(KEY)) == "t"
+    assert value_of(cache.get(OTHER_KEY)) == "o"
+    cache.sync()
+    assert redis_server.run("GET", KEY) == "t"
+    assert 6990 < redis_server.run("TTL", KEY) <= 7000
+    assert 490 < redis_server.run("TTL", CHECKED_KEY) <= 500
+    assert redis_server.run("GET", OTHER_KEY) == "o"
+    assert 4890 < redis_server.run("TTL", OTHER_KEY) <= 4900
+
+
+def test_what_another_wrote_is_not_overwritten_by_what_this_one_remembers(
+    redis_server: RedisServer, clock: MovedClock
+) -> None:
+    cache = cache_on(redis_server, clock)
+    cache.put(KEY, lasting(clock, "mine", 7100))
+    redis_server.run("SET", KEY, "theirs", "EX", 50)
+    assert value_of(cache.get(KEY)) == "theirs"
+    cache.sync()
+    assert redis_server.run("GET", KEY) == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "checked", "stays"), [(50, False, False), (200, False, True), (50, True, True)]
+)
+def test_without_the_lock_only_what_is_newer_is_written(
+    redis_server: RedisServer, clock: MovedClock, theirs: int, checked: bool, stays: bool
+) -> None:
+    cache_on(redis_server, clock).put(
+        KEY, lasting(clock, "theirs", theirs, fresh_for=theirs if checked else 0)
+    )
+    cache_on(redis_server, clock).put(KEY, lasting(clock, "mine", 100, fresh_for=100))
     assert redis_server.run("GET", KEY) == ("theirs" if stays else "mine")
 
 
-def test_with_redis_down_the_process_remembers_and_redis_gets_it_later(
-    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+def test_with_the_lock_it_is_written_whatever_is_there(
+    redis_server: RedisServer, clock: MovedClock
 ) -> None:
-    cache = cache_on(own_redis)
+    cache_on(redis_server, clock).put(KEY, lasting(clock, "theirs", 200, fresh_for=200))
+    cache = cache_on(redis_server, clock)
+    with cache.lock(wait=0):
+        cache.put(KEY, lasting(clock, "mine", 100, fresh_for=100))
+    assert redis_server.run("GET", KEY) == "mine"
+
+
+def test_with_redis_down_the_process_remembers_and_redis_gets_it_later(
+    own_redis: RedisServer, clock: MovedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = cache_on(own_redis, clock)
     assert cache.get(KEY) is None
     assert cache.state == "redis"
     own_redis.kill()
-    assert cache.acquire(wait=0)
-    cache.put(KEY, Cached.lasting("t", 7100))
-    cache.release()
+    with cache.lock(wait=0):
+        cache.put(KEY, lasting(clock, "t", 7100, fresh_for=600))
     for _ in range(3):
-        found = cache.get(KEY)
-        assert found is not None
-        assert found.value == "t"
+        clock.advance(REDIS_PAUSE)
+        assert value_of(cache.get(KEY)) == "t"
     assert cache.state == "unreachable"
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
     assert "Connection refused" in warnings[0].getMessage()
 
     own_redis.start()
+    clock.advance(REDIS_PAUSE)
     assert cache.get(KEY) is not None
+    cache.sync()
     assert own_redis.run("GET", KEY) == "t"
     assert 7000 < own_redis.run("TTL", KEY) <= 7100
+    assert own_redis.run("EXISTS", CHECKED_KEY)
     assert cache.state == "redis"
 
 
-def test_what_could_not_be_saved_gives_way_to_what_is_newer(own_redis: RedisServer) -> None:
-    cache = cache_on(own_redis)
+def test_what_redis_did_not_take_gives_way_to_what_is_newer(
+    own_redis: RedisServer, clock: MovedClock
+) -> None:
+    cache = cache_on(own_redis, clock)
     own_redis.kill()
-    cache.put(KEY, Cached.lasting("mine", 100))
+    cache.put(KEY, lasting(clock, "mine", 100))
     own_redis.start()
     own_redis.run("SET", KEY, "theirs", "EX", 200)
-    found = cache.get(KEY)
-    assert found is not None
-    assert found.value == own_redis.run("GET", KEY) == "theirs"
+    clock.advance(REDIS_PAUSE)
+    assert value_of(cache.get(KEY)) == "theirs"
+    cache.sync()
+    assert own_redis.run("GET", KEY) == "theirs"
 
 
 def test_an_unreachable_redis_is_left_alone_for_a_while(
-    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+    own_redis: RedisServer, clock: MovedClock
 ) -> None:
-    monkeypatch.setattr(cache_module, "REDIS_PAUSE", 60.0)
-    cache = cache_on(own_redis)
+    cache = cache_on(own_redis, clock)
     own_redis.kill()
     assert cache.get(KEY) is None
     own_redis.start()
     own_redis.run("SET", KEY, "t", "EX", 100)
+    clock.advance(REDIS_PAUSE - 0.1)
     assert cache.get(KEY) is None
+    clock.advance(0.1)
+    assert value_of(cache.get(KEY)) == "t"
 
 
 def test_a_full_redis_is_read_and_warned_of_without_showing_the_credential(
-    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    own_redis: RedisServer, clock: MovedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own_redis.run("SET", "other:key", "t", "EX", 100)
+    own_redis.run("SET", OTHER_KEY, "t", "EX", 100)
     own_redis.run("CONFIG", "SET", "maxmemory", "1")
-    cache = cache_on(own_redis)
-    cache.put(KEY, Cached.lasting("s3cr3t", 100))
-    found = cache.get(KEY)
-    assert found is not None
-    assert found.value == "s3cr3t"
-    other = cache.get("other:key")
-    assert other is not None
-    assert other.value == "t"
+    cache = cache_on(own_redis, clock)
+    cache.put(KEY, lasting(clock, "s3cr3t", 100))
+    assert value_of(cache.get(KEY)) == "s3cr3t"
+    assert value_of(cache.get(OTHER_KEY)) == "t"
     assert "writing to Redis" in caplog.text
-    assert "OutOfMemoryError" in caplog.text
+    assert "OOM command not allowed" in caplog.text
     assert "s3cr3t" not in caplog.text
     assert cache.state == "redis"
     own_redis.run("CONFIG", "SET", "maxmemory", "0")
-    cache.get(KEY)
+    cache.sync()
     assert own_redis.run("GET", KEY) == "s3cr3t"
     assert "writing to Redis works again" in caplog.text
 
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
 def test_a_refused_credential_that_redis_does_not_let_go_counts_as_absent(
-    own_redis: RedisServer, trouble: str
+    own_redis: RedisServer, clock: MovedClock, trouble: str
 ) -> None:
-    cache = cache_on(own_redis)
-    cache.put(KEY, Cached.lasting("refused", 100))
+    cache = cache_on(own_redis, clock)
+    cache.put(KEY, lasting(clock, "refused", 100))
     if trouble == "full":
         own_redis.run("CONFIG", "SET", "maxmemory", "1")
     else:
         own_redis.run("REPLICAOF", "127.0.0.1", own_redis.port)
     cache.drop(KEY, "refused")
     assert cache.get(KEY) is None
-    cache.put(KEY, Cached.lasting("new", 100))
-    found = cache.get(KEY)
-    assert found is not None
-    assert found.value == "new"
+    cache.put(KEY, lasting(clock, "new", 100))
+    assert value_of(cache.get(KEY)) == "new"
+
+
+def test_what_wechat_grants_again_is_not_refused_any_longer(
+    redis_server: RedisServer, clock: MovedClock
+) -> None:
+    cache = cache_on(redis_server, clock)
+    cache.put(KEY, lasting(clock, "t", 100))
+    cache.drop(KEY, "t")
+    cache.put(KEY, lasting(clock, "t", 100))
+    assert value_of(cache.get(KEY)) == "t"
 
 
 def test_a_command_that_redis_does_not_know_is_not_repeated_in_the_log(
-    caplog: pytest.LogCaptureFixture,
+    clock: MovedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = RedisServer("--rename-command", "SET", "OTHER")
+    server = RedisServer("--rename-command", "EVAL", "OTHER")
     try:
-        cache_on(server).put(KEY, Cached.lasting("s3cr3t", 100))
+        cache_on(server, clock).put(KEY, lasting(clock, "s3cr3t", 100))
     finally:
         server.stop()
     assert "unknown command" in caplog.text
@@ -233,60 +322,90 @@ def test_a_command_that_redis_does_not_know_is_not_repeated_in_the_log(
 
 
 def test_a_wrong_password_is_warned_of_without_showing_it(
-    caplog: pytest.LogCaptureFixture,
+    clock: MovedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = RedisServer("--requirepass", "right")
     try:
-        assert cache_on(server, password="wr0ng").get(KEY) is None
+        assert cache_on(server, clock, password="wr0ng").get(KEY) is None
         assert "invalid username-password pair" in caplog.text
         assert "wr0ng" not in caplog.text
-        good = cache_on(server, password="right")
-        good.put(KEY, Cached.lasting("t", 100))
+        good = cache_on(server, clock, password="right")
+        good.put(KEY, lasting(clock, "t", 100))
         assert good.get(KEY) is not None
         assert good.state == "redis"
     finally:
         server.stop()
 
 
-def test_one_instance_at_a_time_has_its_turn(redis_server: RedisServer) -> None:
-    one, other = cache_on(redis_server), cache_on(redis_server)
-    assert one.acquire(wait=0)
-    assert not other.acquire(wait=0)
-    assert not other.acquire(wait=0.1)
-    one.release()
-    assert other.acquire(wait=0)
-
-
-def test_a_turn_that_was_not_renewed_in_time_is_over(redis_server: RedisServer) -> None:
-    slow, other = cache_on(redis_server, lease=0.1), cache_on(redis_server)
-    assert slow.acquire(wait=0)
-    assert slow.renew()
-    assert other.acquire(wait=5)
-    assert not slow.renew()
-
-
-def test_whoever_lost_its_turn_neither_overwrites_nor_ends_the_others(
-    redis_server: RedisServer,
+def test_one_instance_at_a_time_holds_the_lock(
+    redis_server: RedisServer, clock: MovedClock
 ) -> None:
-    slow, other = cache_on(redis_server, lease=0.1), cache_on(redis_server)
-    assert slow.acquire(wait=0)
-    assert other.acquire(wait=5)
-    other.put(KEY, Cached.lasting("newer", 50))
-    slow.put(KEY, Cached.lasting("older", 100))
-    assert redis_server.run("GET", KEY) == "newer"
-    slow.release()
-    assert other.renew()
-    found = slow.get(KEY)
-    assert found is not None
-    assert found.value == "newer"
+    one, other = cache_on(redis_server, clock), cache_on(redis_server, clock)
+    with one.lock(wait=0):
+        assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
+        for wait in (0, 0.1):
+            with pytest.raises(LockedElsewhere), other.lock(wait=wait):
+                raise AssertionError("it was locked")
+    with other.lock(wait=0):
+        assert redis_server.run("EXISTS", LOCK_KEY)
+    assert not redis_server.run("EXISTS", LOCK_KEY)
 
 
-def test_a_redis_that_hangs_is_given_up_after_a_second(own_redis: RedisServer) -> None:
-    cache = cache_on(own_redis)
-    cache.put(KEY, Cached.lasting("t", 100))
+def test_the_lock_is_released_when_something_goes_wrong(
+    redis_server: RedisServer, clock: MovedClock
+) -> None:
+    with pytest.raises(ValueError, match="wrong"), cache_on(redis_server, clock).lock(wait=0):
+        raise ValueError("wrong")
+    assert not redis_server.run("EXISTS", LOCK_KEY)
+
+
+def test_a_lock_that_is_extended_holds_for_a_full_lease(
+    redis_server: RedisServer, clock: MovedClock
+) -> None:
+    cache = cache_on(redis_server, clock)
+    with cache.lock(wait=0):
+        redis_server.run("EXPIRE", LOCK_KEY, 5)
+        cache.extend_lock()
+        assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
+
+
+def test_whoever_lost_the_lock_neither_overwrites_nor_releases(
+    redis_server: RedisServer, clock: MovedClock
+) -> None:
+    slow, other = cache_on(redis_server, clock), cache_on(redis_server, clock)
+    with slow.lock(wait=0):
+        redis_server.run("DEL", LOCK_KEY)  # the lease is over
+        with other.lock(wait=0):
+            with pytest.raises(LockedElsewhere):
+                slow.extend_lock()
+            other.put(KEY, lasting(clock, "newer", 50, fresh_for=50))
+            slow.put(KEY, lasting(clock, "older", 100, fresh_for=100))
+            assert redis_server.run("GET", KEY) == "newer"
+    with other.lock(wait=0), pytest.raises(LockedElsewhere), slow.lock(wait=0):
+        raise AssertionError("it was locked")
+    assert value_of(slow.get(KEY)) == "newer"
+
+
+def test_whoever_lost_the_lock_does_not_end_anothers(
+    redis_server: RedisServer, clock: MovedClock
+) -> None:
+    with cache_on(redis_server, clock).lock(wait=0):
+        redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
+    assert redis_server.run("GET", LOCK_KEY) == "another's"
+
+
+def test_a_redis_that_hangs_is_given_up_after_a_second(
+    own_redis: RedisServer, clock: MovedClock
+) -> None:
+    cache = cache_on(own_redis, clock)
+    cache.put(KEY, lasting(clock, "t", 100))
     own_redis.pause()
-    found = cache.get(KEY)
-    assert found is not None
+    assert value_of(cache.get(KEY)) == "t"
     assert cache.state == "unreachable"
     own_redis.resume()
-    eventually("Redis is back", lambda: cache.get(KEY) and cache.state == "redis")
+
+    def back() -> bool:
+        clock.advance(REDIS_PAUSE)
+        return cache.get(KEY) is not None and cache.state == "redis"
+
+    eventually("Redis is back", back)

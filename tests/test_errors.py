@@ -37,7 +37,7 @@ def test_40164_names_the_very_address_to_add(errmsg: str, address: str) -> None:
 def test_40001_means_the_secret_at_token_and_a_replaced_token_at_getticket() -> None:
     at_token = WeChatRefused(40001, "invalid credential", endpoint="token")
     assert "secret is not the one" in at_token.advice
-    assert not at_token.passing
+    assert not at_token.transient
     at_ticket = WeChatRefused(40001, "invalid credential", endpoint="getticket")
     assert "another program" in at_ticket.advice
-    assert at_ticket.passing
+    assert at_ticket.transient

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import resource
@@ -10,8 +9,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from harness import (
@@ -19,273 +16,16 @@ from harness import (
     PAGE,
     PATIENCE,
     TICKET_KEY,
-    TOKEN_KEY,
     RedisServer,
     Start,
     assert_signs,
     eventually,
     fetch,
     resident,
-    settings_for,
     signature_of,
 )
 
-import server
-from wechat_sign import tickets as tickets_module
-from wechat_sign.errors import SigningError
 from wechat_sign.sandbox import Fault, Sandbox
-from wechat_sign.tickets import JsapiTickets
-
-
-def tickets_for(wechat: Sandbox, redis_server: RedisServer, **more: Any) -> JsapiTickets:
-    return server.make_tickets(settings_for(wechat, redis_server, **more))
-
-
-async def until(tickets: JsapiTickets, wanted: Callable[[], bool]) -> None:
-    """Keeps asking for the ticket, as pages do, none of which may fail."""
-    deadline = time.monotonic() + PATIENCE
-    while not wanted():
-        assert time.monotonic() < deadline, "it never came to that"
-        assert await tickets.current()
-        await asyncio.sleep(0.01)
-
-
-@pytest.fixture(
-    params=["killed", "paused", "wrong password", "read-only", "full", "no such command"]
-)
-def broken_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A Redis in one kind of trouble from the start."""
-    trouble = request.param
-    options = {
-        "wrong password": ("--requirepass", "another"),
-        "no such command": ("--rename-command", "SET", "NO-SET"),
-    }
-    redis_server = RedisServer(*options.get(trouble, ()))
-    if trouble == "killed":
-        redis_server.kill()
-    elif trouble == "paused":
-        redis_server.pause()
-    elif trouble == "read-only":
-        redis_server.run("REPLICAOF", "127.0.0.1", redis_server.port)
-    elif trouble == "full":
-        redis_server.run("CONFIG", "SET", "maxmemory", "1")
-    yield redis_server
-    redis_server.stop()
-
-
-def test_pages_are_signed_with_redis_in_any_trouble_and_wechat_is_asked_once(
-    wechat: Sandbox, broken_redis: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, broken_redis, password="mine")
-        for _ in range(20):
-            assert await tickets.current() == wechat.ticket
-            tickets._look_again_at = 0.0
-        assert tickets._task is not None
-        await tickets._task
-
-    asyncio.run(scenario())
-    assert wechat.calls == {"token": 1, "getticket": 1}
-    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert 1 <= len(warnings) <= 2
-    assert all("going on without" in warning for warning in warnings)
-    assert "Traceback" not in caplog.text
-
-
-@pytest.mark.usefixtures("look_always")
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("HSET", TICKET_KEY, "x", "y"),
-        ("SADD", TICKET_KEY, "x"),
-        ("SET", TICKET_KEY, ""),
-        ("SET", TICKET_KEY, "undefined"),
-        ("SET", TICKET_KEY, b"\xff\xfe\x00"),
-        ("SET", TICKET_KEY, "without expiry"),
-        ("SET", TICKET_KEY, "WithoutExpiry"),
-        ("HSET", TOKEN_KEY, "x", "y"),
-        ("SET", TOKEN_KEY, b"\xff"),
-        ("SET", TOKEN_KEY, "refused"),
-        ("SET", LOCK_KEY, "left by a killed one", "PX", 300),
-    ],
-)
-def test_whatever_stands_in_the_keys_is_healed(
-    wechat: Sandbox, redis_server: RedisServer, command: tuple[Any, ...]
-) -> None:
-    redis_server.run(*command)
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        await tickets.current()
-        await until(tickets, lambda: redis_server.run("GET", TICKET_KEY) == wechat.ticket)
-
-    asyncio.run(scenario())
-    assert 7000 < redis_server.run("TTL", TICKET_KEY) <= 7100
-    assert 7000 < redis_server.run("TTL", TOKEN_KEY) <= 7100
-
-
-@pytest.mark.usefixtures("look_always")
-@pytest.mark.parametrize("wechat_is_down", [False, True])
-def test_flushed_while_warm_nobody_notices_and_redis_has_it_again(
-    wechat: Sandbox, redis_server: RedisServer, wechat_is_down: bool
-) -> None:
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        ticket = await tickets.current()
-        if wechat_is_down:
-            wechat.faults = dict.fromkeys(("token", "getticket"), Fault(hang_up=True))
-        redis_server.run("FLUSHALL")
-        await until(tickets, lambda: redis_server.run("GET", TICKET_KEY) == ticket)
-        assert await tickets_for(wechat, redis_server).current() == ticket
-
-    asyncio.run(scenario())
-    assert wechat.calls["token"] == 1
-
-
-@pytest.mark.usefixtures("look_always")
-def test_after_redis_returns_the_instances_agree_again(
-    wechat: Sandbox, own_redis: RedisServer
-) -> None:
-    async def scenario() -> None:
-        own_redis.kill()
-        one, other = tickets_for(wechat, own_redis), tickets_for(wechat, own_redis)
-        await one.current()
-        wechat.rotate_ticket()
-        assert await one.current() != await other.current()
-        own_redis.start()
-        deadline = time.monotonic() + PATIENCE
-        while {await one.current(), await other.current()} != {wechat.ticket}:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
-        assert own_redis.run("GET", TICKET_KEY) == wechat.ticket
-
-    asyncio.run(scenario())
-
-
-BROKEN = {
-    "down": Fault(hang_up=True),
-    "hanging": Fault(delay=3),
-    "HTTP 502": Fault(status=502, body=b"<html>"),
-    "HTML": Fault(body=b"<!doctype html><title>portal</title>"),
-    "truncated": Fault(body=b'{"access_token": "abc", "ticket'),
-    "no object": Fault(body=b'["ticket"]'),
-    "empty": Fault(body=b'{"errcode": 0, "ticket": "", "access_token": "", "expires_in": 7200}'),
-    "missing": Fault(body=b'{"errcode": 0, "errmsg": "ok", "expires_in": 7200}'),
-    "no life": Fault(body=b'{"errcode": 0, "ticket": "t", "access_token": "t"}'),
-    "life 0": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": 0}'),
-    "life -1": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": -1}'),
-    "life text": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": "7200"}'),
-    "busy": Fault(errcode=-1),
-    "busy too": Fault(errcode=-1000),
-    "quota": Fault(errcode=45009),
-    "too often": Fault(errcode=45011),
-    "whitelist": Fault(errcode=40164),
-}
-
-
-@pytest.mark.usefixtures("look_always")
-@pytest.mark.parametrize("endpoint", ["token", "getticket"])
-@pytest.mark.parametrize("name", BROKEN)
-def test_wechat_in_any_trouble_is_asked_once_a_pause_and_recovered_from(
-    wechat: Sandbox, redis_server: RedisServer, name: str, endpoint: str
-) -> None:
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server, timeout=0.2)
-        wechat.faults[endpoint] = BROKEN[name]
-        for _ in range(10):
-            with pytest.raises(SigningError):
-                await tickets.current()
-        assert wechat.calls[endpoint] == 1
-        assert not redis_server.run("EXISTS", TICKET_KEY)
-        assert not redis_server.run("EXISTS", LOCK_KEY)
-        del wechat.faults[endpoint]
-        tickets._ask_again_at = 0.0  # the pause is over
-        ticket = await tickets.current()
-        assert ticket == wechat.ticket
-
-        wechat.faults[endpoint] = BROKEN[name]
-        redis_server.run("PERSIST", TICKET_KEY)
-        if endpoint == "token":
-            redis_server.run("DEL", TOKEN_KEY)
-            tickets._cache._memory.drop(TOKEN_KEY, redis_server.run("GET", TOKEN_KEY) or "")  # type: ignore[union-attr]
-        for _ in range(10):
-            assert await tickets.current() == ticket
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.usefixtures("look_always")
-def test_a_token_replaced_by_another_program_costs_one_refusal_and_no_page(
-    wechat: Sandbox, redis_server: RedisServer
-) -> None:
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        await tickets.current()
-        wechat.replace_token()
-        redis_server.run("EXPIRE", TICKET_KEY, 6000)  # old enough to be asked for again
-        await until(tickets, lambda: redis_server.run("TTL", TICKET_KEY) > 7000)
-
-    asyncio.run(scenario())
-    assert wechat.calls == {"token": 2, "getticket": 3}
-
-
-def test_a_ticket_rotated_early_is_noticed_by_every_instance(
-    wechat: Sandbox, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tickets_module, "LOOK_AGAIN", 0.5)
-
-    async def scenario() -> None:
-        instances = [tickets_for(wechat, redis_server, recheck=1) for _ in range(3)]
-        old = {await tickets.current() for tickets in instances}
-        wechat.rotate_ticket()
-        began = time.monotonic()
-        while {await tickets.current() for tickets in instances} != {wechat.ticket}:
-            assert time.monotonic() < began + 1 + 0.5 + 2  # recheck, memory, a noisy machine
-            await asyncio.sleep(0.02)
-        assert old != {wechat.ticket}
-
-    asyncio.run(scenario())
-    assert wechat.calls["token"] == 1
-
-
-def test_two_accounts_on_one_redis_do_not_meet(redis_server: RedisServer) -> None:
-    accounts = [Sandbox(appid="wxone").start(), Sandbox(appid="wxtwo").start()]
-
-    async def scenario() -> None:
-        for wechat in accounts:
-            assert await tickets_for(wechat, redis_server).current() == wechat.ticket
-
-    asyncio.run(scenario())
-    assert accounts[0].ticket != accounts[1].ticket
-    assert len(redis_server.run("KEYS", "*")) == 4
-    for wechat in accounts:
-        wechat.stop()
-
-
-@pytest.mark.usefixtures("look_always")
-@pytest.mark.parametrize("hours", [1, -1])
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_jump_of_the_system_clock_changes_nothing(
-    wechat: Sandbox,
-    redis_server: RedisServer,
-    monkeypatch: pytest.MonkeyPatch,
-    hours: int,
-    shared: bool,
-) -> None:
-    wall = time.time
-
-    async def scenario() -> None:
-        tickets = server.make_tickets(settings_for(wechat, redis_server if shared else None))
-        ticket = await tickets.current()
-        monkeypatch.setattr(time, "time", lambda: wall() + hours * 3600)
-        for _ in range(5):
-            assert await tickets.current() == ticket
-            assert tickets._task is not None
-            await tickets._task
-
-    asyncio.run(scenario())
-    assert wechat.calls == {"token": 1, "getticket": 1}
-
 
 # From here on the server is a process of its own.
 

@@ -1,20 +1,25 @@
+"""What pages get, and who waits. The life of a ticket itself is tested in test_renewal.py."""
+
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
-from harness import LOCK_KEY, TICKET_KEY, TOKEN_KEY, RedisServer, settings_for
+from harness import (
+    CHECKED_KEY,
+    TICKET_KEY,
+    MovedClock,
+    RedisServer,
+    tickets_for,
+    until,
+)
 
-import server
-from wechat_sign import tickets as tickets_module
-from wechat_sign.credentials import WeChat
-from wechat_sign.errors import SigningError, StillWaiting, WeChatRefused, WeChatUnreachable
+from wechat_sign.errors import SigningError, WeChatRefused, WeChatUnreachable
 from wechat_sign.sandbox import Fault, Sandbox
-from wechat_sign.tickets import JsapiTickets
+from wechat_sign.tickets import LOOK_INTERVAL, LOOK_SOON
 
 T = TypeVar("T")
 
@@ -26,26 +31,24 @@ def running(scenario: Callable[[], Awaitable[T]]) -> T:
     return asyncio.run(limited())
 
 
-def tickets_for(
-    wechat: Sandbox, redis_server: RedisServer | None = None, **more: Any
-) -> JsapiTickets:
-    return server.make_tickets(settings_for(wechat, redis_server, **more))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        await asyncio.sleep(0.01)
-
-
 async def called(wechat: Sandbox, endpoint: str, times: int) -> None:
-    await until(lambda: wechat.calls[endpoint] >= times)
+    await until(f"{endpoint} is called", lambda: wechat.calls[endpoint] >= times)
 
 
-async def settled(tickets: JsapiTickets) -> None:
-    """Once no look-up is under way."""
-    await until(lambda: tickets._task is None)
+async def at_once(awaitable: Awaitable[str]) -> str:
+    """Its result, if it has one without waiting for anything."""
+    task = asyncio.ensure_future(awaitable)
+    await asyncio.sleep(0)
+    assert task.done()
+    return task.result()
+
+
+def let_go(fault: Fault) -> None:
+    assert fault.hold is not None
+    fault.hold.set()
+
+
+# One refresh, shared.
 
 
 @pytest.mark.parametrize("token_api", ["token", "stable_token"])
@@ -57,7 +60,7 @@ def test_a_thousand_callers_share_one_look_up(
         tickets = tickets_for(wechat, redis_server if shared else None, token_api=token_api)
         got = await asyncio.gather(*(tickets.current() for _ in range(1000)))
         assert set(got) == {wechat.ticket}
-        assert await tickets.current() == wechat.ticket
+        assert await at_once(tickets.current()) == wechat.ticket
 
     before = redis_server.commands
     running(scenario)
@@ -86,8 +89,7 @@ def test_a_cancelled_caller_harms_nobody(wechat: Sandbox) -> None:
         second = asyncio.ensure_future(tickets.current())
         await called(wechat, "token", 1)
         first.cancel()
-        assert hold.hold is not None
-        hold.hold.set()
+        let_go(hold)
         assert await second == wechat.ticket
         assert first.cancelled()
 
@@ -95,372 +97,189 @@ def test_a_cancelled_caller_harms_nobody(wechat: Sandbox) -> None:
     assert wechat.calls["token"] == 1
 
 
-def test_a_restart_asks_wechat_nothing(wechat: Sandbox, redis_server: RedisServer) -> None:
-    async def scenario() -> None:
-        await tickets_for(wechat, redis_server).current()
-        calls = wechat.calls.copy()
-        assert await tickets_for(wechat, redis_server).current() == wechat.ticket
-        assert wechat.calls == calls
-
-    running(scenario)
-    for key in (TICKET_KEY, TOKEN_KEY):
-        assert redis_server.run("TYPE", key) == "string"
-        assert 7000 < redis_server.run("TTL", key) <= 7100
-    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+# Fresh, due a look, over.
 
 
-def test_eight_cold_instances_make_one_call_of_each_kind(
-    wechat: Sandbox, redis_server: RedisServer
+def test_a_fresh_ticket_serves_for_10_s_without_a_look(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
-    wechat.faults["token"] = wechat.faults["getticket"] = Fault(delay=0.1)
-
     async def scenario() -> None:
-        instances = [tickets_for(wechat, redis_server) for _ in range(8)]
-        got = await asyncio.gather(*(tickets.current() for tickets in instances))
-        assert set(got) == {wechat.ticket}
+        tickets = tickets_for(wechat, redis_server, clock=clock)
+        await tickets.current()
+        before = redis_server.commands
+        clock.advance(LOOK_INTERVAL - 0.1)
+        for _ in range(100):
+            assert await at_once(tickets.current()) == wechat.ticket
+        own = redis_server.commands - before
+        clock.advance(0.1)
+        assert await at_once(tickets.current()) == wechat.ticket
+        await until("it looks", lambda: redis_server.commands - before > own + 4)
 
     running(scenario)
     assert wechat.calls == {"token": 1, "getticket": 1}
 
 
-@pytest.mark.usefixtures("look_always")
-@pytest.mark.parametrize("recheck", [600, 0])
-def test_an_older_ticket_serves_while_wechat_is_asked_again(
-    wechat: Sandbox, redis_server: RedisServer, recheck: int
+def test_a_ticket_that_is_due_serves_while_wechat_is_asked(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
     async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server, recheck=recheck)
+        tickets = tickets_for(wechat, redis_server, clock=clock)
         old = await tickets.current()
         wechat.rotate_ticket()
-        redis_server.run("EXPIRE", TICKET_KEY, 6501)
-        await tickets.current()
-        await settled(tickets)
-        assert wechat.calls["getticket"] == 1
-        redis_server.run("EXPIRE", TICKET_KEY, 6499)
-        assert await tickets.current() == old  # it starts a look-up and does not wait for it
-        await settled(tickets)
-        assert wechat.calls["getticket"] == (2 if recheck else 1)
-        assert (await tickets.current() == wechat.ticket) is (recheck > 0)
-        assert (redis_server.run("TTL", TICKET_KEY) > 7000) is (recheck > 0)
-
-    running(scenario)
-    assert wechat.calls["token"] == 1
-
-
-def test_an_older_ticket_is_not_waited_for_while_another_instance_asks(
-    wechat: Sandbox, redis_server: RedisServer
-) -> None:
-    redis_server.run("SET", TICKET_KEY, "old", "EX", 100)
-    redis_server.run("SET", LOCK_KEY, "another", "EX", 100)
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        assert await asyncio.wait_for(tickets.current(), 5) == "old"
-
-    running(scenario)
-    assert not wechat.calls
-
-
-@pytest.mark.usefixtures("look_always")
-@pytest.mark.parametrize("life", ["of unknown age", "old"])
-def test_a_new_instance_serves_an_older_ticket_at_once_and_replaces_it(
-    wechat: Sandbox, redis_server: RedisServer, life: str
-) -> None:
-    redis_server.run("SET", TICKET_KEY, "older", *(() if life != "old" else ("EX", 100)))
-    wechat.faults["token"] = hold = Fault(hold=threading.Event())
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
+        redis_server.run("DEL", CHECKED_KEY)
+        hold = wechat.faults["getticket"] = Fault(hold=threading.Event())
+        clock.advance(LOOK_INTERVAL)
         for _ in range(100):
-            assert await asyncio.wait_for(tickets.current(), 1) == "older"
-        await called(wechat, "token", 1)
-        assert await asyncio.wait_for(tickets.current(), 1) == "older"
-        assert hold.hold is not None
-        hold.hold.set()
-        await settled(tickets)
-        assert await tickets.current() == wechat.ticket
-
-    running(scenario)
-    assert 7000 < redis_server.run("TTL", TICKET_KEY) <= 7100
-
-
-@pytest.mark.usefixtures("look_always")
-def test_it_serves_where_wechat_refuses_to_renew_it(
-    wechat: Sandbox, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    redis_server.run("SET", TICKET_KEY, "of-unknown-age")
-    wechat.faults["token"] = Fault(errcode=-1)
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        for _ in range(3):
-            assert await tickets.current() == "of-unknown-age"
-            await settled(tickets)
-
-    running(scenario)
-    assert "the ticket in hand serves on: WeChat refused token with errcode -1" in caplog.text
-
-
-@pytest.mark.parametrize("errcode", [40001, 40014, 42001])
-def test_a_refused_token_is_replaced_once(
-    wechat: Sandbox, redis_server: RedisServer, errcode: int
-) -> None:
-    async def heal() -> None:
-        await tickets_for(wechat, redis_server).current()
-        wechat.replace_token()
-        redis_server.run("DEL", TICKET_KEY)
-        assert await tickets_for(wechat, redis_server).current() == wechat.ticket
-
-    running(heal)
-    assert wechat.calls == {"token": 2, "getticket": 3}
-
-    redis_server.run("FLUSHALL")
-    wechat.calls.clear()
-    wechat.faults["getticket"] = Fault(errcode=errcode)
-
-    async def give_up() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        for _ in range(10):
-            with pytest.raises(WeChatRefused):
-                await tickets.current()
-
-    running(give_up)
-    assert wechat.calls == {"token": 2, "getticket": 2}
-
-
-def test_another_instances_newer_token_is_tried_before_a_third_is_fetched(
-    wechat: Sandbox, redis_server: RedisServer
-) -> None:
-    good = WeChat(settings_for(wechat).wechat).fetch_access_token().value
-    redis_server.run("SET", TOKEN_KEY, good, "EX", 7000)
-
-    async def scenario() -> None:
-        assert await tickets_for(wechat, redis_server).current() == wechat.ticket
-
-    running(scenario)
-    assert wechat.calls == {"token": 1, "getticket": 1}
-
-
-def test_one_instance_in_trouble_does_not_drop_anothers_token(
-    wechat: Sandbox, redis_server: RedisServer
-) -> None:
-    redis_server.run("SET", TOKEN_KEY, "refused", "EX", 7000)
-    wechat.faults["getticket"] = hold = Fault(hold=threading.Event())
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        waiting = asyncio.ensure_future(tickets.current())
-        await called(wechat, "getticket", 1)
-        newer = WeChat(settings_for(wechat).wechat).fetch_access_token().value
-        redis_server.run("SET", TOKEN_KEY, newer, "EX", 7000)
-        assert hold.hold is not None
-        hold.hold.set()
-        assert await waiting == wechat.ticket
-        assert redis_server.run("GET", TOKEN_KEY) == newer
+            assert await at_once(tickets.current()) == old
+        await called(wechat, "getticket", 2)
+        assert await at_once(tickets.current()) == old
+        let_go(hold)
+        await tickets.refresh()
+        assert await at_once(tickets.current()) == wechat.ticket != old
 
     running(scenario)
     assert wechat.calls == {"token": 1, "getticket": 2}
 
 
-def test_an_instance_that_was_too_slow_asks_wechat_no_further(
-    wechat: Sandbox, redis_server: RedisServer
+@pytest.mark.parametrize("shared", [True, False])
+def test_nobody_waits_while_a_ticket_that_expired_is_replaced(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, shared: bool
 ) -> None:
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, redis_server if shared else None, clock=clock, recheck=0)
+        old = await tickets.current()
+        wechat.rotate_ticket()
+        redis_server.run("FLUSHALL")
+        hold = wechat.faults["token"] = Fault(hold=threading.Event())
+        clock.advance(7199)
+        assert await at_once(tickets.current()) == old
+        await called(wechat, "token", 2)
+        let_go(hold)
+        await tickets.refresh()
+        assert await at_once(tickets.current()) == wechat.ticket != old
+
+    running(scenario)
+
+
+def test_what_is_over_is_waited_for(wechat: Sandbox, clock: MovedClock) -> None:
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, clock=clock)
+        await tickets.current()
+        wechat.rotate_ticket()
+        clock.advance(7201)
+        assert await tickets.current() == wechat.ticket
+        wechat.faults["getticket"] = wechat.faults["token"] = Fault(errcode=40164)
+        clock.advance(7201)
+        with pytest.raises(WeChatRefused):
+            await tickets.current()
+
+    running(scenario)
+
+
+@pytest.mark.parametrize("life", [(), ("EX", 100)])
+def test_a_new_instance_serves_an_older_ticket_at_once_and_replaces_it(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, life: tuple[object, ...]
+) -> None:
+    redis_server.run("SET", TICKET_KEY, "older", *life)  # type: ignore[arg-type]
     wechat.faults["token"] = hold = Fault(hold=threading.Event())
 
     async def scenario() -> None:
-        waiting = asyncio.ensure_future(tickets_for(wechat, redis_server).current())
+        tickets = tickets_for(wechat, redis_server, clock=clock)
+        assert await tickets.current() == "older"
+        assert not wechat.calls
+        clock.advance(LOOK_SOON)
+        for _ in range(100):
+            assert await at_once(tickets.current()) == "older"
         await called(wechat, "token", 1)
-        redis_server.run("SET", LOCK_KEY, "another", "EX", 100)
-        assert hold.hold is not None
-        hold.hold.set()
-        with pytest.raises(StillWaiting):
-            await waiting
-        assert redis_server.run("GET", LOCK_KEY) == "another"
-        assert redis_server.run("GET", TOKEN_KEY) is None
+        let_go(hold)
+        await tickets.refresh()
+        assert await at_once(tickets.current()) == wechat.ticket
 
     running(scenario)
-    assert wechat.calls == {"token": 1}
+    assert 7000 < redis_server.run("TTL", TICKET_KEY) <= 7100
 
 
-@pytest.mark.parametrize(
-    ("expires_in", "kept"), [(7200, 7100), (9999, 7100), (7199, 7099), (345, 245), (300, 200)]
-)
-def test_a_credential_is_kept_100_s_less_than_wechat_grants(
-    wechat: Sandbox, redis_server: RedisServer, expires_in: int, kept: int
-) -> None:
-    body = b'{"ticket": "t", "expires_in": %d}' % expires_in
-    wechat.faults["getticket"] = Fault(body=body)
-    running(tickets_for(wechat, redis_server).current)
-    assert kept - 2 <= redis_server.run("TTL", TICKET_KEY) <= kept
-
-
-@pytest.mark.usefixtures("look_always")
-def test_a_ticket_granted_for_less_is_not_asked_for_again_at_once(
-    wechat: Sandbox, redis_server: RedisServer
-) -> None:
-    wechat.faults["getticket"] = Fault(body=b'{"ticket": "t", "expires_in": 3000}')
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        for _ in range(3):
-            await tickets.current()
-            await settled(tickets)
-
-    running(scenario)
-    assert wechat.calls["getticket"] == 1
-
-
-@pytest.mark.usefixtures("look_always")
-@pytest.mark.parametrize("shared", [True, False])
-def test_no_caller_waits_while_an_expired_ticket_is_replaced(
-    wechat: Sandbox, redis_server: RedisServer, shared: bool
+def test_a_ticket_rotated_early_is_noticed_by_every_instance(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
     async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server if shared else None, expire=1, recheck=0)
-        old = await tickets.current()
+        instances = [tickets_for(wechat, redis_server, clock=clock) for _ in range(3)]
+        old = {await tickets.current() for tickets in instances}
         wechat.rotate_ticket()
-        hold = wechat.faults["getticket"] = Fault(hold=threading.Event())
-
-        async def asked_again() -> bool:
-            assert await tickets.current() == old
-            return wechat.calls["getticket"] == 2
-
-        deadline = time.monotonic() + 20
-        while not await asked_again():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
-        assert await tickets.current() == old
-        assert hold.hold is not None
-        hold.hold.set()
-        await settled(tickets)
-        assert await tickets.current() == wechat.ticket != old
+        redis_server.run("DEL", CHECKED_KEY)  # recheck is over
+        for _ in range(2):  # one look asks WeChat, the next finds what it wrote
+            clock.advance(LOOK_INTERVAL)
+            for tickets in instances:
+                await tickets.refresh()
+        assert {await at_once(tickets.current()) for tickets in instances} == {wechat.ticket}
+        assert old != {wechat.ticket}
 
     running(scenario)
+    assert wechat.calls == {"token": 1, "getticket": 2}
 
 
-def test_the_ticket_in_hand_has_an_end(wechat: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tickets_module, "MARGIN", 0.0)
-
+def test_a_night_that_the_machine_slept_through_is_noticed(
+    wechat: Sandbox, clock: MovedClock
+) -> None:
     async def scenario() -> None:
-        tickets = tickets_for(wechat, expire=1)
+        tickets = tickets_for(wechat, clock=clock, recheck=0)
         await tickets.current()
-        wechat.faults["getticket"] = wechat.faults["token"] = Fault(errcode=40164)
-
-        async def fails() -> bool:
-            try:
-                await tickets.current()
-            except WeChatRefused:
-                return True
-            return False
-
-        deadline = time.monotonic() + 20
-        while not await fails():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+        wechat.rotate_ticket()
+        clock.advance(8 * 3600)
+        assert await tickets.current() == wechat.ticket
 
     running(scenario)
 
 
-@pytest.mark.usefixtures("look_always")
-def test_after_a_refusal_wechat_is_left_alone_for_a_minute(wechat: Sandbox) -> None:
-    wechat.faults["token"] = Fault(errcode=40125)
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat)
-        for _ in range(1000):
-            with pytest.raises(WeChatRefused):
-                await tickets.current()
-        assert 55 <= tickets.retry_after <= 60
-
-    running(scenario)
-    assert wechat.calls == {"token": 1}
+# Failing.
 
 
 def test_while_there_is_no_ticket_callers_have_the_error_at_once(
-    wechat: Sandbox, redis_server: RedisServer
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
     wechat.faults["token"] = Fault(errcode=40164)
 
     async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
+        tickets = tickets_for(wechat, redis_server, clock=clock)
         with pytest.raises(WeChatRefused):
             await tickets.current()
         before = redis_server.commands
         for _ in range(1000):
             with pytest.raises(WeChatRefused):
-                await tickets.current()
-        after = redis_server.commands
-        assert after - before < 50  # a look every 0.5 s, not one for each caller
+                await at_once(tickets.current())
+        assert redis_server.commands - before < 10  # those of this very look
+        assert tickets.retry_after == 60
 
     running(scenario)
     assert wechat.calls == {"token": 1}
 
 
-@pytest.mark.usefixtures("look_always")
-def test_what_may_pass_is_tried_again_after_1_s_then_2_s(wechat: Sandbox) -> None:
-    wechat.faults["token"] = Fault(errcode=-1)
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat)
-        pauses = []
-        for turn in range(1, 9):
-            with pytest.raises(WeChatRefused):
-                await tickets.current()
-            assert wechat.calls["token"] == turn
-            pauses.append(tickets._cool_down)
-            tickets._ask_again_at = 0.0  # the pause is over
-        assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
-        del wechat.faults["token"]
-        assert await tickets.current() == wechat.ticket
-        assert tickets._cool_down == 0
-
-    running(scenario)
-
-
-def test_it_recovers_by_itself_within_the_pause(wechat: Sandbox) -> None:
+def test_it_recovers_by_itself(wechat: Sandbox, clock: MovedClock) -> None:
     wechat.faults["token"] = Fault(status=502)
 
     async def scenario() -> None:
-        tickets = tickets_for(wechat)
+        tickets = tickets_for(wechat, clock=clock)
         with pytest.raises(WeChatUnreachable):
             await tickets.current()
         assert tickets.retry_after == 1
         del wechat.faults["token"]
-        began = time.monotonic()
-        while True:
-            try:
-                assert await tickets.current() == wechat.ticket
-                break
-            except SigningError:
-                assert time.monotonic() < began + 5
-                await asyncio.sleep(0.05)
-
-    running(scenario)
-
-
-@pytest.mark.usefixtures("look_always")
-def test_during_the_pause_a_ticket_that_another_instance_got_is_used(
-    wechat: Sandbox, redis_server: RedisServer
-) -> None:
-    wechat.faults["token"] = Fault(errcode=40164)
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        with pytest.raises(WeChatRefused):
+        clock.advance(LOOK_SOON)
+        with pytest.raises(WeChatUnreachable):
             await tickets.current()
-        redis_server.run("SET", TICKET_KEY, "theirs", "EX", 7100)
-        assert await tickets.current() == "theirs"
+        clock.advance(LOOK_SOON)
+        assert await tickets.current() == wechat.ticket
 
     running(scenario)
 
 
-def test_an_error_raised_again_and_again_does_not_grow(wechat: Sandbox) -> None:
+def test_an_error_raised_again_and_again_does_not_grow(wechat: Sandbox, clock: MovedClock) -> None:
     wechat.faults["token"] = Fault(errcode=40164)
 
     async def scenario() -> None:
-        tickets = tickets_for(wechat)
+        tickets = tickets_for(wechat, clock=clock)
         lengths = set()
         for _ in range(50):
+            clock.advance(LOOK_SOON / 2)
             try:
                 await tickets.current()
             except SigningError as error:
@@ -468,49 +287,97 @@ def test_an_error_raised_again_and_again_does_not_grow(wechat: Sandbox) -> None:
                 while trace is not None:
                     length, trace = length + 1, trace.tb_next
                 lengths.add(length)
-        assert max(lengths) < 10
+        assert max(lengths) < 12
 
     running(scenario)
 
 
-@pytest.mark.parametrize("how", ["killed", "paused"])
-def test_with_redis_gone_from_the_start_pages_are_signed(
-    wechat: Sandbox, own_redis: RedisServer, how: str
-) -> None:
-    own_redis.kill() if how == "killed" else own_redis.pause()
-    assert running(tickets_for(wechat, own_redis).current) == wechat.ticket
-    assert wechat.calls == {"token": 1, "getticket": 1}
-
-
-@pytest.mark.usefixtures("look_always")
-def test_with_redis_gone_later_the_ticket_in_hand_serves_without_delay(
-    wechat: Sandbox, own_redis: RedisServer
+def test_with_redis_gone_the_ticket_held_serves_without_delay(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
 ) -> None:
     async def scenario() -> None:
-        tickets = tickets_for(wechat, own_redis)
+        tickets = tickets_for(wechat, own_redis, clock=clock)
         ticket = await tickets.current()
         own_redis.pause()
         for _ in range(100):
-            task = asyncio.ensure_future(tickets.current())
-            await asyncio.sleep(0)
-            assert task.done()
-            assert task.result() == ticket
+            clock.advance(LOOK_INTERVAL)
+            assert await at_once(tickets.current()) == ticket
 
     running(scenario)
 
 
-def test_the_second_look_up_of_a_failing_cold_start_waits_for_no_redis(
-    wechat: Sandbox, own_redis: RedisServer
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_jump_of_the_system_clock_changes_nothing(
+    wechat: Sandbox, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
-    own_redis.pause()
-    wechat.faults["token"] = Fault(errcode=40164)
+    import time
+
+    wall = time.time
 
     async def scenario() -> None:
-        tickets = tickets_for(wechat, own_redis)
-        with pytest.raises(WeChatRefused):
-            await tickets.current()
-        for _ in range(100):
-            with pytest.raises(WeChatRefused):
-                await asyncio.wait_for(tickets.current(), 0.5)
+        tickets = tickets_for(wechat, redis_server)
+        ticket = await tickets.current()
+        monkeypatch.setattr(time, "time", lambda: wall() + hours * 3600)
+        for _ in range(5):
+            assert await tickets.refresh() == ticket
+
+    running(scenario)
+    assert wechat.calls == {"token": 1, "getticket": 1}
+
+
+# What is told of it.
+
+
+def test_health_tells_how_it_stands(wechat: Sandbox, clock: MovedClock) -> None:
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, clock=clock, recheck=0)
+        assert not tickets.health().usable
+        await tickets.current()
+        clock.advance(100)
+        health = tickets.health()
+        assert health.usable
+        assert health.error is None
+        assert health.cache == "memory"
+        assert (health.age, health.remaining) == (100, 7100)
+        clock.advance(7000)
+        wechat.faults["getticket"] = wechat.faults["token"] = Fault(errcode=40164)
+        await tickets.refresh()
+        health = tickets.health()
+        assert health.usable
+        assert isinstance(health.error, WeChatRefused)
+        assert (health.age, health.remaining) == (7100, 100)
+        clock.advance(100)
+        assert not tickets.health().usable
+
+    running(scenario)
+
+
+@pytest.mark.parametrize("expire", [3600, 7200])
+def test_the_age_is_never_negative_whoever_wrote_the_ticket(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, expire: int
+) -> None:
+    async def scenario() -> None:
+        await tickets_for(wechat, redis_server, clock=clock, expire=7100).current()
+        tickets = tickets_for(wechat, redis_server, clock=clock, expire=expire)
+        await tickets.current()
+        assert tickets.health().age == 0
+        clock.advance(30)
+        assert tickets.health().age == 30
+
+    running(scenario)
+
+
+def test_a_stop_waits_for_the_refresh_in_flight_but_not_for_ever(wechat: Sandbox) -> None:
+    hold = wechat.faults["token"] = Fault(hold=threading.Event())
+
+    async def scenario() -> None:
+        tickets = tickets_for(wechat)
+        waiting = asyncio.ensure_future(tickets.current())
+        await called(wechat, "token", 1)
+        await tickets.close(timeout=0.05)
+        assert not waiting.done()
+        let_go(hold)
+        await tickets.close(timeout=10)
+        assert await waiting == wechat.ticket
 
     running(scenario)

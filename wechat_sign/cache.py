@@ -1,228 +1,268 @@
 """Credentials in Redis, or in this process.
 
-Both caches have the same methods, for one thread at a time; all blocking, none for long.
-What is kept is a plain string under a key with an expiry, so that other programs can read it.
+A credential is a plain string under a key with an expiry, so that other programs can read it: the
+TTL tells its life, and nothing else. That WeChat was asked lately is told by a marker beside the
+ticket, which names it by its digest. All methods block, none for long; for one thread at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import LockError, WatchError
+from redis.exceptions import LockError
 from redis.retry import Retry
 
 from .credentials import is_credential
-from .settings import GRANTED_LIFE, RedisSettings
+from .errors import LockedElsewhere
+from .settings import GRANTED_LIFE, Settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Clock = Callable[[], float]
 
+MARGIN: Final = 100.0
+"""Seconds by which the cache lets a credential go before WeChat does, at the least: they are for
+fetching the next one, so that no page waits for it."""
+UNDATED_LIFE: Final = 60.0
+"""Seconds for which a credential without an expiry is used after it was last seen in Redis."""
 REDIS_TIMEOUT: Final = 1.0
 """Seconds for one exchange with Redis."""
 REDIS_PAUSE: Final = 2.0
 """Seconds for which an unreachable Redis is left alone."""
-UNDATED_LIFE: Final = 60.0
-"""Seconds for which a credential without an expiry is used after it was last seen in Redis."""
 _POLL: Final = 0.05
 """Seconds between two tries to get the lock."""
-_SET_IF_LONGER: Final = """
-    if redis.call('pttl', KEYS[1]) < tonumber(ARGV[2]) then
-        redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
+
+# Whoever holds the lock writes. Without it (Redis was away, or the lease is over) a late answer
+# must not replace a newer one: one that WeChat confirmed lately, or that lives longer.
+_PUT: Final = """
+    local function get(key)
+        local value = redis.pcall('get', key)
+        return type(value) == 'string' and value
     end
+    local there = get(KEYS[1])
+    local confirmed = there and get(KEYS[2]) == redis.sha1hex(there)
+    local longer = redis.call('pttl', KEYS[1]) >= tonumber(ARGV[2])
+    if get(KEYS[3]) ~= ARGV[4] and (confirmed or longer) then return 0 end
+    local done = redis.pcall('set', KEYS[1], ARGV[1], 'px', ARGV[2])
+    if not done.err and tonumber(ARGV[3]) > 0 then
+        done = redis.pcall('set', KEYS[2], redis.sha1hex(ARGV[1]), 'px', ARGV[3])
+    end
+    return done
 """
 _DROP: Final = """
-    if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end
+    return redis.pcall('get', KEYS[1]) == ARGV[1] and redis.pcall('del', KEYS[1]) or 0
 """
+_BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def boottime() -> float:
+    """Seconds that go on while the machine sleeps; those of `time.monotonic` do not on Linux."""
+    return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
 
 
 @dataclass(frozen=True)
-class Cached:
-    """A credential and the moment, on the monotonic clock, until which it is kept."""
+class Credential:
+    """A token or a ticket, and three moments on the clock.
+
+    The cache lets it go when it `expires`. WeChat lets it live until `usable_until`, or longer.
+    Until `fresh_until` nobody need ask WeChat whether it is still the one.
+    """
 
     value: str = field(repr=False)
-    until: float
-    dated: bool = True
-    """False where the key had no expiry, or none of WeChat's: its age is anybody's guess."""
+    expires: float
+    usable_until: float
+    fresh_until: float
 
     @classmethod
-    def lasting(cls, value: str, seconds: float, *, dated: bool = True) -> Cached:
-        return cls(value, time.monotonic() + seconds, dated)
+    def lasting(cls, value: str, now: float, life: float, fresh_for: float = 0.0) -> Credential:
+        """One that the cache keeps for `life` seconds.
 
-    def remaining(self) -> float:
-        """Seconds, never below 0."""
-        return max(0.0, self.until - time.monotonic())
+        `fresh_for` > 0 says that this program wrote it: then WeChat granted MARGIN more than its
+        life, or twice its life where that is less.
+        """
+        margin = min(MARGIN, life) if fresh_for > 0 else 0.0
+        return cls(value, now + life, now + life + margin, now + fresh_for)
+
+
+def make_cache(settings: Settings, clock: Clock = boottime) -> MemoryCache | RedisCache:
+    """Redis where the settings name one."""
+    return RedisCache(settings, clock) if settings.redis.host else MemoryCache(clock)
 
 
 class MemoryCache:
-    """Credentials in this process alone."""
+    """Credentials in this process alone: there is nobody to share with, or to lock out."""
 
     state = "memory"
     trouble = ""
 
-    def __init__(self) -> None:
-        self._entries: dict[str, Cached] = {}
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._kept: dict[str, Credential] = {}
 
-    def get(self, key: str) -> Cached | None:
-        """What is kept under the key, if its time is not over."""
-        entry = self._entries.get(key)
-        return entry if entry and entry.remaining() > 0 else None
+    def get(self, key: str) -> Credential | None:
+        """What is kept under the key and has not expired."""
+        kept = self._kept.get(key)
+        return kept if kept and self._clock() < kept.expires else None
 
-    def entries(self) -> list[tuple[str, Cached]]:
-        """All that is kept, and under which key."""
-        return [(key, entry) for key, entry in self._entries.items() if entry.remaining() > 0]
-
-    def put(self, key: str, entry: Cached) -> None:
+    def put(self, key: str, credential: Credential) -> None:
         """Keeps the credential."""
-        self._entries[key] = entry
+        self._kept[key] = credential
 
     def drop(self, key: str, value: str) -> None:
         """Forgets the credential if it is still this one."""
-        if key in self._entries and self._entries[key].value == value:
-            del self._entries[key]
+        if key in self._kept and self._kept[key].value == value:
+            del self._kept[key]
 
-    def acquire(self, *, wait: float) -> bool:
-        """Whether it is this instance's turn to ask WeChat; waits for it up to `wait` seconds."""
-        return True
+    def sync(self) -> None:
+        """There is nothing to write back."""
 
-    def renew(self) -> bool:
-        """Whether it still is this instance's turn; if so, for as long as one call may take."""
-        return True
+    @contextmanager
+    def lock(self, *, wait: float) -> Iterator[None]:
+        """Always held at once."""
+        yield
 
-    def release(self) -> None:
-        """Ends this instance's turn."""
+    def extend_lock(self) -> None:
+        """It is never lost."""
 
 
 class RedisCache:
-    """Credentials in Redis, shared with other instances.
+    """Credentials in Redis, shared with other instances; no method raises an error of Redis's.
 
-    It also keeps what it last saw in this process: where Redis fails, that serves instead, and
-    where Redis comes back empty, it is put back. No method raises an error of Redis's; the log
-    has a warning when trouble begins and a line when it ends.
+    A class because it carries a mirror: what this process last saw or wrote. The mirror serves
+    where Redis fails, and is written back by `sync` where Redis lost it or did not take it.
     """
 
-    def __init__(self, settings: RedisSettings, *, lock_key: str, lease: float) -> None:
-        self._settings = settings
-        self._lock_key = lock_key
-        self._lease = lease
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._store = RedisStore(settings, clock)
+        self._breaker = CircuitBreaker(f"{settings.redis.host}:{settings.redis.port}", clock)
+        self._mirror = MemoryCache(clock)
+        self._dirty: set[str] = set()
+        self._revoked: deque[str] = deque(maxlen=16)
+
+    @property
+    def trouble(self) -> str:
+        """What does not work, and how Redis or redis-py words it; "" where all works."""
+        return "; ".join(f"{what}: {cause}" for what, cause in self._breaker.trouble.items())
+
+    @property
+    def state(self) -> str:
+        """Either "redis" or "unreachable"."""
+        return "unreachable" if "reaching Redis" in self._breaker.trouble else "redis"
+
+    def get(self, key: str) -> Credential | None:
+        """What Redis has; the mirror's where Redis fails, has none, or has one that ends sooner
+        than what it did not take."""
+        mine = self._mirror.get(key)
+        try:
+            theirs = self._breaker.call("reading from Redis", lambda: self._store.read(key))
+        except Unavailable:
+            return mine
+        if theirs is None or theirs.value in self._revoked:
+            if mine is not None:
+                self._dirty.add(key)
+            return mine
+        if mine is not None and key in self._dirty and mine.expires > theirs.expires:
+            return mine
+        self._mirror.put(key, theirs)
+        self._dirty.discard(key)
+        return theirs
+
+    def put(self, key: str, credential: Credential) -> None:
+        """Keeps the credential; in Redis with the lock, or where nothing newer is there."""
+        if credential.value in self._revoked:
+            self._revoked.remove(credential.value)
+        self._mirror.put(key, credential)
+        self._dirty.add(key)
+        with suppress(Unavailable):
+            self._breaker.call("writing to Redis", lambda: self._store.write(key, credential))
+            self._dirty.discard(key)
+
+    def drop(self, key: str, value: str) -> None:
+        """Forgets the credential, for good: Redis may not let it go, or get it back."""
+        self._mirror.drop(key, value)
+        self._revoked.append(value)
+        with suppress(Unavailable):
+            self._breaker.call("writing to Redis", lambda: self._store.delete(key, value))
+
+    def sync(self) -> None:
+        """Writes back what Redis lost or did not take, where nothing newer is there by now."""
+        for key in list(self._dirty):
+            mine = self._mirror.get(key)
+            if mine is None:
+                self._dirty.discard(key)
+            else:
+                self.put(key, mine)
+
+    @contextmanager
+    def lock(self, *, wait: float) -> Iterator[None]:
+        """Holds the lock under which one instance at a time asks WeChat.
+
+        Raises LockedElsewhere where it was not free within `wait` seconds. Without Redis there is
+        nobody to lock out, and nothing is held.
+        """
+        with suppress(Unavailable):
+            if not self._breaker.call("writing to Redis", lambda: self._store.acquire(wait)):
+                raise LockedElsewhere
+        try:
+            yield
+        finally:
+            with suppress(Unavailable, LockError):
+                self._breaker.call("writing to Redis", self._store.release)
+
+    def extend_lock(self) -> None:
+        """Holds it for as long as one more call may take. Raises LockedElsewhere if it is lost."""
+        try:
+            self._breaker.call("writing to Redis", self._store.extend)
+        except Unavailable:
+            pass
+        except LockError:
+            raise LockedElsewhere from None
+
+
+class RedisStore:
+    """What is read from Redis and written to it. A class because it carries the connection and
+    the lock. Methods raise what redis-py raises, and give False where nothing was written."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._clock = clock
+        self._checked_key = settings.checked_key
+        self._lock_key = settings.lock_key
+        self._lock_token = secrets.token_hex(16)
+        self._locked = False
         self._client = redis.Redis(
-            host=settings.host,
-            port=settings.port,
-            db=settings.db,
-            username=settings.username or None,
-            password=settings.password or None,
-            ssl=settings.tls,
+            host=settings.redis.host,
+            port=settings.redis.port,
+            db=settings.redis.db,
+            username=settings.redis.username or None,
+            password=settings.redis.password or None,
+            ssl=settings.redis.tls,
             ssl_check_hostname=True,
             protocol=2,
             socket_timeout=REDIS_TIMEOUT,
             socket_connect_timeout=REDIS_TIMEOUT,
             retry=Retry(NoBackoff(), 0),
         )
-        self._memory = MemoryCache()
-        self._unsaved: set[str] = set()
-        self._lock: redis.lock.Lock | None = None
-        self._trouble: dict[str, str] = {}
-        self._leave_alone_until = 0.0
-        self._refused = ""
+        self._lock = self._client.lock(self._lock_key, timeout=settings.lease, sleep=_POLL)
 
-    @property
-    def trouble(self) -> str:
-        """What does not work, and how Redis or redis-py words it; "" where all works."""
-        return "; ".join(f"{what}: {cause}" for what, cause in self._trouble.items())
-
-    @property
-    def state(self) -> str:
-        """Either "redis" or "unreachable"."""
-        return "unreachable" if "reaching Redis" in self._trouble else "redis"
-
-    def get(self, key: str) -> Cached | None:
-        """What is kept under the key; what this process remembers where Redis does not have it."""
-        mine = self._memory.get(key)
-        try:
-            theirs = self._attempt("reading from Redis", lambda: self._read(key))
-        except _UnusableError:
-            return mine
-        if mine and key in self._unsaved and (not theirs or theirs.remaining() < mine.remaining()):
-            self._save(key, mine, only_if_longer=True)
-            return mine
-        if mine and not theirs:
-            self._restore()
-            return self._memory.get(key)
-        if theirs:
-            self._memory.put(key, theirs)
-            self._unsaved.discard(key)
-        return theirs
-
-    def put(self, key: str, entry: Cached) -> None:
-        """Keeps the credential, in Redis only while it is this instance's turn."""
-        self._memory.put(key, entry)
-        self._save(key, entry)
-
-    def drop(self, key: str, value: str) -> None:
-        """Forgets the credential if it is still this one."""
-        self._memory.drop(key, value)
-        self._refused = value  # for a Redis that does not let it be dropped
-        with suppress(_UnusableError):
-            self._attempt("writing to Redis", lambda: self._client.eval(_DROP, 1, key, value))
-
-    def acquire(self, *, wait: float) -> bool:
-        """Whether it is this instance's turn to ask WeChat; waits for it up to `wait` seconds.
-
-        Without Redis there is nobody to agree with, and it always is.
-        """
-        lock = self._client.lock(self._lock_key, timeout=self._lease, sleep=_POLL)
-        try:
-            acquired = self._attempt(
-                "writing to Redis", lambda: lock.acquire(blocking=wait > 0, blocking_timeout=wait)
-            )
-        except _UnusableError:
-            return True
-        if acquired:
-            self._lock = lock
-        return bool(acquired)
-
-    def renew(self) -> bool:
-        """Whether it still is this instance's turn; if so, for as long as one call may take."""
-        if self._lock is None:
-            return True
-        try:
-            self._attempt("writing to Redis", self._lock.reacquire)
-        except _UnusableError:
-            return True
-        except LockError:
-            return False
-        return True
-
-    def release(self) -> None:
-        """Ends this instance's turn, and no other's."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            with suppress(_UnusableError, LockError):
-                self._attempt("writing to Redis", lock.release)
-
-    def _restore(self) -> None:
-        """Puts everything back that Redis lost, marked as old by its remaining life, so that
-        WeChat is asked whether the ticket is still good."""
-        old = self._settings.expire - self._settings.recheck
-        for key, entry in self._memory.entries():
-            life = min(entry.remaining(), old) if old > 0 else entry.remaining()
-            aged = Cached.lasting(entry.value, life)
-            self._memory.put(key, aged)
-            self._save(key, aged, only_if_longer=True)
-
-    def _read(self, key: str) -> Cached | None:
+    def read(self, key: str) -> Credential | None:
+        """What the key holds; None for what can't be a credential."""
         # No transaction: a Redis that is out of memory refuses those, even to read. The life
         # first: where the key changes in between, the newer value gets the shorter life.
         with self._client.pipeline(transaction=False) as pipe:
-            pipe.pttl(key)
-            pipe.get(key)
-            life, value = pipe.execute(raise_on_error=False)
+            for one in (key, self._checked_key):
+                pipe.pttl(one)
+                pipe.get(one)
+            life, value, fresh_for, digest = pipe.execute(raise_on_error=False)
         if isinstance(value, redis.ResponseError) and str(value).startswith("WRONGTYPE"):
             log.warning("the Redis key %s does not hold a string; it will be replaced", key)
             return None
@@ -230,64 +270,90 @@ class RedisCache:
             if isinstance(answer, Exception):
                 raise answer
         text = value.decode("ascii", "replace") if value is not None else ""
-        if not is_credential(text) or text == self._refused:
+        if not is_credential(text):
             return None
         # WeChat grants no more: whoever wrote a longer life did not get it from there.
-        if 0 <= life <= GRANTED_LIFE * 1000:
-            return Cached.lasting(text, life / 1000)
-        return Cached.lasting(text, UNDATED_LIFE, dated=False)
+        life = life / 1000 if 0 <= life <= GRANTED_LIFE * 1000 else UNDATED_LIFE
+        confirmed = digest == hashlib.sha1(value).hexdigest().encode()
+        return Credential.lasting(
+            text, self._clock(), life, min(fresh_for / 1000, life) if confirmed else 0.0
+        )
 
-    def _save(self, key: str, entry: Cached, *, only_if_longer: bool = False) -> None:
-        self._unsaved.add(key)
-        with suppress(_UnusableError):
-            self._attempt("writing to Redis", lambda: self._write(key, entry, only_if_longer))
-            self._unsaved.discard(key)
+    def write(self, key: str, credential: Credential) -> bool:
+        """Sets credential and marker at once, if the lock is held or nothing newer is there."""
+        now = self._clock()
+        life, fresh_for = (
+            int(1000 * (moment - now)) for moment in (credential.expires, credential.fresh_until)
+        )
+        keys = (key, self._checked_key, self._lock_key)
+        arguments = (credential.value, max(1, life), fresh_for, self._lock_token)
+        return bool(self._client.eval(_PUT, len(keys), *keys, *arguments))
 
-    def _write(self, key: str, entry: Cached, only_if_longer: bool) -> None:
-        life = max(1, int(entry.remaining() * 1000))
-        if only_if_longer:
-            self._client.eval(_SET_IF_LONGER, 1, key, entry.value, life)
-            return
-        pipe: Any
-        with self._client.pipeline() as pipe:
-            if self._lock is not None:
-                pipe.watch(self._lock_key)
-                if not self._lock.owned():
-                    return
-                pipe.multi()
-            pipe.set(key, entry.value, px=life)
-            with suppress(WatchError):
-                pipe.execute()
+    def delete(self, key: str, value: str) -> bool:
+        """Deletes the key if it still holds this value."""
+        return bool(self._client.eval(_DROP, 1, key, value))
 
-    def _attempt(self, what: str, operation: Callable[[], T]) -> T:
-        """The operation's result. Raises _UnusableError where Redis has none to give."""
-        if time.monotonic() < self._leave_alone_until:
-            raise _UnusableError
+    def acquire(self, wait: float) -> bool:
+        """Whether the lock could be had within `wait` seconds."""
+        self._locked = self._lock.acquire(
+            blocking=wait > 0, blocking_timeout=wait, token=self._lock_token
+        )
+        return self._locked
+
+    def extend(self) -> bool:
+        """A full lease from now on. Raises LockError where the lock is another's by now."""
+        return self._locked and self._lock.reacquire()
+
+    def release(self) -> bool:
+        """Ends the lock. Raises LockError where it is another's by now."""
+        locked, self._locked = self._locked, False
+        if locked:
+            self._lock.release()
+        return locked
+
+
+class CircuitBreaker:
+    """Leaves a Redis alone that can't be reached, and logs when trouble begins and when it ends.
+    A class because it carries what is wrong, in `trouble`, and until when Redis is left alone."""
+
+    def __init__(self, place: str, clock: Clock) -> None:
+        self._place = place
+        self._clock = clock
+        self._open_until = 0.0
+        self.trouble: dict[str, str] = {}
+
+    def call(self, what: str, operation: Callable[[], T]) -> T:
+        """The operation's result. Raises Unavailable where Redis gives none, or is left alone."""
+        if self._clock() < self._open_until:
+            raise Unavailable
         try:
             result = operation()
         except LockError:
             raise
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            self._leave_alone_until = time.monotonic() + REDIS_PAUSE
-            self._begin("reaching Redis", error)
-            raise _UnusableError from None
         except redis.RedisError as error:
-            self._begin(what, error)
-            raise _UnusableError from None
-        for over in ("reaching Redis", what):
-            if self._trouble.pop(over, None):
-                log.info("%s works again", over)
+            if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+                self._open_until = self._clock() + REDIS_PAUSE
+                what = "reaching Redis"
+            self._failed(what, error)
+            raise Unavailable from None
+        self._works("reaching Redis")
+        if result is not False:
+            self._works(what)
         return result
 
-    def _begin(self, what: str, error: redis.RedisError) -> None:
+    def _works(self, what: str) -> None:
+        if what in self.trouble:
+            del self.trouble[what]
+            log.info("%s works again", what)
+
+    def _failed(self, what: str, error: Any) -> None:
         # redis-py and Redis repeat the arguments of a failed command, credentials among them.
         reason = str(error).rpartition("caused error: ")[2].partition(", with args")[0]
         cause = f"{type(error).__name__}: {reason}"
-        if what not in self._trouble:
-            place = f"{self._settings.host}:{self._settings.port}"
-            log.warning("%s at %s fails, going on without: %s", what, place, cause)
-        self._trouble[what] = cause
+        if what not in self.trouble:
+            log.warning("%s at %s fails, going on without: %s", what, self._place, cause)
+        self.trouble[what] = cause
 
 
-class _UnusableError(Exception):
+class Unavailable(Exception):
     """Redis did not do what it was asked; the reason is in the log."""

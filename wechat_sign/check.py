@@ -6,18 +6,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .cache import MemoryCache, RedisCache
-from .credentials import Grant, WeChat
+from .cache import Credential, MemoryCache, RedisCache, boottime
+from .credentials import WeChat
 from .errors import SigningError
-from .settings import Settings, WeChatSettings
+from .renewal import Renewal
+from .settings import Settings
 from .signature import WxConfig
-from .tickets import JsapiTickets
 
 SAMPLE_PAGE = "https://h5.example.com/"
 
 
 @dataclass(frozen=True)
-class Step:
+class Finding:
     """A line of the check; `advice` says what to do where it is not `ok`."""
 
     name: str
@@ -26,27 +26,7 @@ class Step:
     advice: str = ""
 
 
-class TimedWeChat(WeChat):
-    """WeChat's API, noting in `took` how many seconds each call needed."""
-
-    def __init__(self, settings: WeChatSettings) -> None:
-        super().__init__(settings)
-        self.took: dict[str, float] = {}
-
-    def fetch_access_token(self) -> Grant:
-        began = time.monotonic()
-        grant = super().fetch_access_token()
-        self.took["access_token"] = time.monotonic() - began
-        return grant
-
-    def fetch_jsapi_ticket(self, access_token: str) -> Grant:
-        began = time.monotonic()
-        grant = super().fetch_jsapi_ticket(access_token)
-        self.took["jsapi_ticket"] = time.monotonic() - began
-        return grant
-
-
-def check(settings: Settings, cache: MemoryCache | RedisCache) -> Iterator[Step]:
+def check(settings: Settings, cache: MemoryCache | RedisCache) -> Iterator[Finding]:
     """The steps from Redis on, each when it is done; none follows one that is not ok.
 
     It goes the server's own way: it takes from the cache what is there, asks WeChat only for
@@ -55,49 +35,60 @@ def check(settings: Settings, cache: MemoryCache | RedisCache) -> Iterator[Step]
     began = time.monotonic()
     token = cache.get(settings.access_token_key)
     found = cache.get(settings.jsapi_ticket_key)
-    if settings.redis.host:
-        place = settings.redis.place
-        if cache.trouble:
-            yield Step("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
-            return
-        yield Step("Redis", True, f"{place} answers{_took(time.monotonic() - began)}")
-    else:
-        text = "not set: a running server's credentials are its own, so WeChat is asked for others"
-        yield Step("Redis", True, text)
-
-    wechat = TimedWeChat(settings.wechat)
-    tickets = JsapiTickets(wechat, cache, settings)
+    reading = _redis(settings, cache, time.monotonic() - began)
+    yield reading
+    if not reading.ok:
+        return
+    wechat = WeChat(settings.wechat)
+    renewal = Renewal(wechat, cache, settings)
+    error: SigningError | None = None
     try:
-        ticket = tickets.find(found)
+        ticket = renewal.look_up(found)
+        error = renewal.back_off.error  # where the one found serves on
     except SigningError as reason:
-        error: SigningError | None = reason
-    else:
-        error = tickets.health().error  # where the one in hand serves on
-    if "access_token" in wechat.took:
-        text = f"fetched by {settings.wechat.token_api}{_took(wechat.took['access_token'])}"
-        yield Step("access_token", True, text)
-    elif error is not None and getattr(error, "endpoint", "") != "getticket":
-        yield Step("access_token", False, error.what, error.advice)
+        error = reason
+    token_error = None if getattr(error, "endpoint", "") == "getticket" else error
+    yield _access_token(settings.wechat.token_api, wechat, token, token_error)
+    if token_error:
         return
-    elif token is not None:
-        yield Step("access_token", True, f"in the cache, {token.remaining():.0f} s left")
-    else:
-        yield Step("access_token", True, "not in the cache, and not needed while the ticket is")
-
-    if error is not None:
-        yield Step("jsapi_ticket", False, error.what, error.advice)
+    if error:
+        yield Finding("jsapi_ticket", False, error.what, error.advice)
         return
-    left = f"expires in {ticket.remaining():.0f} s"
-    if "jsapi_ticket" in wechat.took:
-        yield Step("jsapi_ticket", True, f"fetched{_took(wechat.took['jsapi_ticket'])}, {left}")
-    else:
-        yield Step("jsapi_ticket", True, f"in the cache, {left}")
-    if cache.trouble:
-        yield Step("Redis", False, cache.trouble, redis_advice(cache.trouble))
+    took = wechat.took.get("getticket")
+    how = "in the cache" if took is None else f"fetched{_in(took)}"
+    left = ticket.expires - boottime()
+    yield Finding("jsapi_ticket", True, f"{how}, expires in {left:.0f} s")
+    writing = _redis(settings, cache, 0.0)
+    if not writing.ok:
+        yield writing
         return
-
     WxConfig(settings.wechat.appid, settings.jssdk).sign(SAMPLE_PAGE, ticket.value)
-    yield Step("signature", True, f"made for {SAMPLE_PAGE}")
+    yield Finding("signature", True, f"made for {SAMPLE_PAGE}")
+
+
+def _redis(settings: Settings, cache: MemoryCache | RedisCache, took: float) -> Finding:
+    place = settings.redis.place
+    if not settings.redis.host:
+        text = "not set: a running server's credentials are its own, so WeChat is asked for others"
+        return Finding("Redis", True, text)
+    if cache.trouble:
+        return Finding("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
+    return Finding("Redis", True, f"{place} answers{_in(took)}")
+
+
+def _access_token(
+    token_api: str, wechat: WeChat, cached: Credential | None, error: SigningError | None
+) -> Finding:
+    if error:
+        return Finding("access_token", False, error.what, error.advice)
+    took = wechat.took.get(token_api)
+    if took is not None:
+        text = f"fetched by {token_api}{_in(took)}"
+    elif cached:
+        text = f"in the cache, {cached.expires - boottime():.0f} s left"
+    else:
+        text = "not in the cache, and not needed while the ticket is"
+    return Finding("access_token", True, text)
 
 
 def redis_advice(trouble: str) -> str:
@@ -125,5 +116,5 @@ def redis_advice(trouble: str) -> str:
     return "look at host, port and db in [redis], and at the log of Redis"
 
 
-def _took(seconds: float) -> str:
+def _in(seconds: float) -> str:
     return f" ({1000 * seconds:.0f} ms)"

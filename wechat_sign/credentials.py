@@ -50,6 +50,8 @@ class WeChat:
     def __init__(self, settings: WeChatSettings) -> None:
         self._settings = settings
         self._session = requests.Session()
+        self.took: dict[str, float] = {}
+        """Seconds that the last good answer of an endpoint took."""
 
     def fetch_access_token(self) -> Grant:
         """A token by the endpoint that `token_api` names.
@@ -98,6 +100,7 @@ class WeChat:
         self, endpoint: str, method: str, *, folder: str = "", **parameters: Any
     ) -> dict[str, Any]:
         url = f"{self._settings.api}/cgi-bin/{folder}{endpoint}"
+        began = time.monotonic()
         try:
             with self._session.request(
                 method,
@@ -121,6 +124,7 @@ class WeChat:
             raise WeChatUnreachable("it is not a JSON object", endpoint=endpoint)
         errcode = answer.get("errcode", 0)
         if errcode == 0:
+            self.took[endpoint] = time.monotonic() - began
             return answer
         if not isinstance(errcode, int):
             raise WeChatUnreachable("its errcode is no number", endpoint=endpoint)

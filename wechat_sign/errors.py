@@ -12,7 +12,7 @@ from typing import Final
 TOKEN_REFUSED: Final = frozenset({40001, 40014, 42001})
 """errcodes by which `getticket` says that the access_token, not the account, is at fault."""
 
-_PASSING: Final = frozenset({-1, -1000}) | TOKEN_REFUSED
+_TRANSIENT: Final = frozenset({-1, -1000}) | TOKEN_REFUSED
 
 _WHITELIST = (
     "add {address} to the account's IP whitelist: 微信公众平台 → 设置与开发 → 基本配置 → IP白名单, "
@@ -66,7 +66,7 @@ class SigningError(Exception):
     `what` happened and the `advice`, what a person should do, are sentences without full stop.
     """
 
-    passing: bool = False
+    transient: bool = False
     """True where asking again soon may help without anybody mending anything."""
 
     def __init__(self, what: str, advice: str = "") -> None:
@@ -111,13 +111,13 @@ class WeChatRefused(SigningError):
         self.errcode = errcode
         self.errmsg = errmsg
         self.endpoint = endpoint
-        self.passing = errcode in _PASSING and not wrong_secret
+        self.transient = errcode in _TRANSIENT and not wrong_secret
 
 
 class WeChatUnreachable(SigningError):
     """No answer from WeChat, or one that is not WeChat's; `cause` says which, without the URL."""
 
-    passing = True
+    transient = True
 
     def __init__(self, cause: str, *, endpoint: str) -> None:
         super().__init__(
@@ -129,10 +129,10 @@ class WeChatUnreachable(SigningError):
         self.endpoint = endpoint
 
 
-class StillWaiting(SigningError):
+class LockedElsewhere(SigningError):
     """Another instance is asking WeChat, and its answer did not come in time."""
 
-    passing = True
+    transient = True
 
     def __init__(self) -> None:
         super().__init__(

@@ -198,6 +198,10 @@ class Settings:
         return f"wechat:{self.wechat.appid}:lock"
 
     @property
+    def checked_key(self) -> str:
+        return f"wechat:{self.wechat.appid}:checked"
+
+    @property
     def lease(self) -> float:
         """Seconds that an instance may take for one call to WeChat before others stop waiting
         for it: longer than the call's time-outs, to connect and to answer."""

@@ -1,0 +1,672 @@
+"""The life of a ticket, on a real Redis and the sandbox, with a clock that the test moves.
+
+Redis has its own clock: what is over there is deleted here, as Redis would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness import (
+    CHECKED_KEY,
+    LOCK_KEY,
+    TICKET_KEY,
+    TOKEN_KEY,
+    MovedClock,
+    RedisServer,
+    eventually,
+    renewal_for,
+    settings_for,
+)
+
+from wechat_sign.cache import REDIS_PAUSE, UNDATED_LIFE, Credential
+from wechat_sign.credentials import WeChat
+from wechat_sign.errors import LockedElsewhere, SigningError, WeChatRefused, WeChatUnreachable
+from wechat_sign.renewal import BackOff, Renewal
+from wechat_sign.sandbox import Fault, Sandbox
+
+EXPIRED = ("DEL", TICKET_KEY, CHECKED_KEY)
+DUE = ("DEL", CHECKED_KEY)
+"""What Redis does by itself when `expire`, or `recheck`, is over."""
+
+
+def digest(value: str) -> str:
+    return hashlib.sha1(value.encode()).hexdigest()
+
+
+def write(redis_server: RedisServer, value: str, life: int, *, checked: bool = False) -> None:
+    """A ticket in Redis that WeChat did not just grant."""
+    redis_server.run("SET", TICKET_KEY, value, "EX", life)
+    if checked:
+        redis_server.run("SET", CHECKED_KEY, digest(value), "EX", min(life, 600))
+
+
+class Background:
+    """Looks a ticket up in a thread of its own, as the server does."""
+
+    def __init__(self, renewal: Renewal, held: Credential | None = None) -> None:
+        self.ticket = ""
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._look_up, args=(renewal, held))
+        self._thread.start()
+
+    def _look_up(self, renewal: Renewal, held: Credential | None) -> None:
+        try:
+            self.ticket = renewal.look_up(held).value
+        except SigningError as error:
+            self.error = error
+
+    def join(self) -> Background:
+        self._thread.join(20)
+        return self
+
+
+def called(wechat: Sandbox, endpoint: str, times: int) -> None:
+    eventually(f"{endpoint} is called", lambda: wechat.calls[endpoint] >= times)
+
+
+# Granted, kept, and shared.
+
+
+def test_a_ticket_is_fetched_once_and_shared(wechat: Sandbox, redis_server: RedisServer) -> None:
+    assert renewal_for(wechat, redis_server).look_up(None).value == wechat.ticket
+    assert renewal_for(wechat, redis_server).look_up(None).value == wechat.ticket
+    assert wechat.calls == {"token": 1, "getticket": 1}
+    for key in (TICKET_KEY, TOKEN_KEY):
+        assert redis_server.run("TYPE", key) == "string"
+        assert 7000 < redis_server.run("TTL", key) <= 7100
+    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+
+
+def test_a_marker_beside_the_ticket_says_which_one_was_confirmed_lately(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    renewal_for(wechat, redis_server).look_up(None)
+    assert redis_server.run("GET", CHECKED_KEY) == digest(wechat.ticket)
+    assert 590 < redis_server.run("TTL", CHECKED_KEY) <= 600
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "kept"),
+    [(7200, 7100), (9999, 7100), (7199, 7099), (345, 245), (300, 200), (190, 95), (5, 2.5)],
+)
+def test_a_credential_is_kept_for_less_than_wechat_grants(
+    wechat: Sandbox, redis_server: RedisServer, expires_in: int, kept: float
+) -> None:
+    wechat.faults["getticket"] = Fault(body=b'{"ticket": "t", "expires_in": %d}' % expires_in)
+    renewal_for(wechat, redis_server).look_up(None)
+    assert kept - 2 <= redis_server.run("PTTL", TICKET_KEY) / 1000 <= kept
+
+
+@pytest.mark.parametrize("expires_in", [5, 50, 150, 345, 3000, 7200])
+@pytest.mark.parametrize("shared", [True, False])
+def test_nobody_uses_a_ticket_for_longer_than_wechat_granted(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, expires_in: int, shared: bool
+) -> None:
+    wechat.faults["getticket"] = Fault(body=b'{"ticket": "t", "expires_in": %d}' % expires_in)
+    cache = redis_server if shared else None
+    fetched = renewal_for(wechat, cache, clock=clock).look_up(None)
+    assert fetched.expires < fetched.usable_until <= clock.now + expires_in
+    if shared:
+        clock.advance(expires_in / 10)  # more than Redis, which has a clock of its own, counts
+        read = renewal_for(wechat, redis_server, clock=clock).look_up(None)
+        assert read.value == "t"
+        assert read.usable_until <= clock.now + expires_in
+
+
+def test_how_long_an_answer_took_is_no_life_of_the_ticket(
+    wechat: Sandbox, clock: MovedClock
+) -> None:
+    hold = wechat.faults["getticket"] = Fault(hold=threading.Event())
+    renewal = renewal_for(wechat, clock=clock)
+    waiting = Background(renewal)
+    called(wechat, "getticket", 1)
+    clock.advance(4)
+    assert hold.hold is not None
+    hold.hold.set()
+    waiting.join()
+    assert renewal.look_up(None).expires == clock.now - 4 + 7100
+
+
+# Fresh, or due.
+
+
+@pytest.mark.parametrize("recheck", [600, 0])
+def test_a_ticket_whose_marker_is_over_is_asked_for_again(
+    wechat: Sandbox, redis_server: RedisServer, recheck: int
+) -> None:
+    renewal = renewal_for(wechat, redis_server, recheck=recheck)
+    held = renewal.look_up(None)
+    assert redis_server.run("TTL", CHECKED_KEY) > (590 if recheck else 7000)
+    wechat.rotate_ticket()
+    assert renewal.look_up(held).value == held.value
+    assert wechat.calls == {"token": 1, "getticket": 1}
+    redis_server.run("EXPIRE", TICKET_KEY, 100)
+    redis_server.run(*DUE)
+    assert renewal.look_up(held).value == wechat.ticket != held.value
+    assert wechat.calls == {"token": 1, "getticket": 2}
+    assert redis_server.run("TTL", TICKET_KEY) > 7000
+    assert redis_server.run("GET", CHECKED_KEY) == digest(wechat.ticket)
+
+
+@pytest.mark.parametrize("life", [(), ("EX", 100), ("EX", 99999)])
+@pytest.mark.parametrize("marker", [None, "of another ticket"])
+def test_another_programs_ticket_serves_and_then_wechat_is_asked(
+    wechat: Sandbox, redis_server: RedisServer, life: tuple[Any, ...], marker: str | None
+) -> None:
+    redis_server.run("SET", TICKET_KEY, "theirs", *life)
+    if marker:
+        redis_server.run("SET", CHECKED_KEY, digest(marker), "EX", 600)
+    renewal = renewal_for(wechat, redis_server)
+    held = renewal.look_up(None)
+    assert held.value == "theirs"
+    assert not wechat.calls
+    assert renewal.look_up(held).value == wechat.ticket
+    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+    assert 7000 < redis_server.run("TTL", TICKET_KEY) <= 7100
+
+
+def test_a_marker_that_never_ends_confirms_nothing(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    renewal = renewal_for(wechat, redis_server)
+    held = renewal.look_up(None)
+    redis_server.run("PERSIST", CHECKED_KEY)
+    renewal.look_up(held)
+    assert wechat.calls["getticket"] == 2
+
+
+def test_a_ticket_of_no_known_life_serves_while_it_is_seen(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    redis_server.run("SET", TICKET_KEY, "undated")
+    held = renewal_for(wechat, redis_server, clock=clock).look_up(None)
+    assert held.usable_until == clock.now + UNDATED_LIFE
+
+
+def test_instances_may_differ_in_expire_and_recheck(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    instances = [
+        renewal_for(wechat, redis_server, expire=expire, recheck=recheck)
+        for expire, recheck in ((7100, 600), (3600, 600), (7100, 0), (1800, 60))
+    ]
+    for first in instances:
+        redis_server.run("FLUSHALL")
+        wechat.calls.clear()
+        wechat.rotate_ticket()
+        held = {first: renewal_for(wechat, redis_server).look_up(None)}
+        for _ in range(3):
+            held = {renewal: renewal.look_up(held.get(renewal)) for renewal in instances}
+        assert {ticket.value for ticket in held.values()} == {wechat.ticket}
+        assert wechat.calls == {"token": 1, "getticket": 1}
+
+
+def test_a_short_grant_is_not_asked_for_again_at_once(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    wechat.faults["getticket"] = Fault(body=b'{"ticket": "t", "expires_in": 3000}')
+    renewal = renewal_for(wechat, redis_server)
+    held = renewal.look_up(None)
+    for _ in range(3):
+        held = renewal.look_up(held)
+    assert wechat.calls["getticket"] == 1
+
+
+# What is held is not given up for less.
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_redis_that_went_back_to_an_older_ticket_makes_the_one_held_due_and_no_more(
+    wechat: Sandbox, redis_server: RedisServer, checked: bool
+) -> None:
+    instances = [renewal_for(wechat, redis_server) for _ in range(4)]
+    held = [renewal.look_up(None) for renewal in instances]
+    write(redis_server, "older", 5000, checked=checked)
+    wechat.faults = dict.fromkeys(("token", "getticket"), Fault(errcode=-1))
+    for renewal, ticket in zip(instances, held, strict=True):
+        assert renewal.look_up(ticket) == ticket
+    wechat.faults.clear()
+    fresh = renewal_for(wechat, redis_server)  # it has not backed off
+    assert fresh.look_up(held[0]).value == wechat.ticket
+    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+    calls = wechat.calls.copy()
+    for renewal, ticket in zip(instances, held, strict=True):
+        assert renewal.look_up(ticket).value == wechat.ticket
+    assert wechat.calls == calls
+
+
+def test_of_two_that_are_due_the_one_that_lasts_longer_serves(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    wechat.faults["token"] = Fault(errcode=-1)
+    renewal = renewal_for(wechat, redis_server, clock=clock)
+    write(redis_server, "in Redis", 50)
+    write(redis_server, "in-redis", 50)
+    for value, life, serves in (("held", 100, "held"), ("held", 20, "in-redis")):
+        held = Credential.lasting(value, clock.now, life)
+        assert renewal.look_up(held).value == serves
+
+
+def test_the_same_ticket_seen_again_lives_as_long_as_it_was_known_to(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    renewal = renewal_for(wechat, redis_server, clock=clock)
+    held = renewal.look_up(None)
+    redis_server.run("PEXPIRE", TICKET_KEY, 1000)
+    assert renewal.look_up(held).usable_until == held.usable_until
+
+
+# Refused, and backing off.
+
+
+def test_what_may_pass_is_tried_again_after_1_s_then_2_s_and_so_on(clock: MovedClock) -> None:
+    back_off = BackOff(clock)
+    pauses = []
+    for _ in range(8):
+        back_off.failed(WeChatRefused(-1, "busy", endpoint="token"))
+        pauses.append(back_off.remaining)
+        clock.advance(back_off.remaining)
+        back_off.check()
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    back_off.succeeded()
+    back_off.failed(WeChatUnreachable("down", endpoint="token"))
+    assert back_off.remaining == 1
+
+
+def test_what_a_person_must_mend_is_tried_again_after_a_minute_then_two_up_to_ten(
+    clock: MovedClock,
+) -> None:
+    back_off = BackOff(clock)
+    calls, night = 0, clock.now + 12 * 3600
+    pauses = []
+    while clock.now < night:
+        error = WeChatRefused(40125, "invalid appsecret", endpoint="token")
+        back_off.failed(error)
+        calls += 1
+        pauses.append(back_off.remaining)
+        clock.advance(back_off.remaining - 0.001)
+        with pytest.raises(WeChatRefused) as caught:
+            back_off.check()
+        assert caught.value is error
+        clock.advance(0.002)
+        back_off.check()
+    assert [round(pause) for pause in pauses[:6]] == [60, 120, 240, 480, 600, 600]
+    assert calls < 100  # of 2000 a day, or 200 on a test account
+
+
+@pytest.mark.parametrize(("errcode", "pause"), [(40125, 60), (40164, 60), (-1, 1)])
+def test_while_it_backs_off_wechat_is_left_alone(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, errcode: int, pause: float
+) -> None:
+    wechat.faults["token"] = Fault(errcode=errcode)
+    renewal = renewal_for(wechat, redis_server, clock=clock)
+    for _ in range(10):
+        with pytest.raises(WeChatRefused):
+            renewal.look_up(None)
+    assert wechat.calls == {"token": 1}
+    assert renewal.back_off.remaining == pytest.approx(pause)
+    clock.advance(pause)
+    with pytest.raises(WeChatRefused):
+        renewal.look_up(None)
+    assert wechat.calls == {"token": 2}
+
+
+def test_while_it_backs_off_a_ticket_that_another_instance_got_is_used(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    renewal = renewal_for(wechat, redis_server)
+    with pytest.raises(WeChatRefused):
+        renewal.look_up(None)
+    write(redis_server, "theirs", 7100, checked=True)
+    assert renewal.look_up(None).value == "theirs"
+    assert renewal.back_off.error is None
+
+
+def test_the_ticket_held_serves_where_wechat_refuses_to_renew_it(
+    wechat: Sandbox, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis_server.run("SET", TICKET_KEY, "of-unknown-age")
+    wechat.faults["token"] = Fault(errcode=-1)
+    renewal = renewal_for(wechat, redis_server)
+    held = renewal.look_up(None)
+    for _ in range(3):
+        assert renewal.look_up(held).value == "of-unknown-age"
+    assert caplog.text.count("the ticket in hand serves on: WeChat refused token") == 1
+    assert isinstance(renewal.back_off.error, WeChatRefused)
+
+
+# The access_token.
+
+
+def test_a_token_that_another_program_replaced_is_fetched_anew(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    held = renewal_for(wechat, redis_server).look_up(None)
+    wechat.replace_token()
+    redis_server.run(*DUE)
+    assert renewal_for(wechat, redis_server).look_up(held).value == wechat.ticket
+    assert wechat.calls == {"token": 2, "getticket": 3}
+
+
+@pytest.mark.parametrize("errcode", [40001, 40014, 42001])
+def test_a_token_that_is_refused_is_replaced_once_and_never_used_again(
+    wechat: Sandbox, redis_server: RedisServer, errcode: int
+) -> None:
+    wechat.faults["getticket"] = Fault(errcode=errcode)
+    renewal = renewal_for(wechat, redis_server)
+    for _ in range(10):
+        with pytest.raises(WeChatRefused):
+            renewal.look_up(None)
+    assert wechat.calls == {"token": 2, "getticket": 2}
+    assert not redis_server.run("EXISTS", TOKEN_KEY)
+
+
+def test_another_errcode_of_getticket_is_no_reason_for_another_token(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    wechat.faults["getticket"] = Fault(errcode=45009)
+    with pytest.raises(WeChatRefused):
+        renewal_for(wechat, redis_server).look_up(None)
+    assert wechat.calls == {"token": 1, "getticket": 1}
+    assert redis_server.run("EXISTS", TOKEN_KEY)
+
+
+def test_a_read_only_redis_does_not_bring_a_refused_token_back(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    renewal = renewal_for(wechat, own_redis, clock=clock)
+    renewal.look_up(None)
+    own_redis.run(*DUE)
+    own_redis.run("REPLICAOF", "127.0.0.1", own_redis.port)
+    held = renewal.look_up(None)
+    for turn in range(1, 4):
+        wechat.replace_token()
+        clock.advance(600)
+        assert renewal.look_up(held).value == wechat.ticket
+        assert wechat.calls == {"token": 1 + turn, "getticket": 1 + 2 * turn}
+    assert caplog.text.count("going on without") == 1
+    assert "works again" not in caplog.text
+
+
+def test_another_instances_newer_token_is_tried_before_a_third_is_fetched(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    good = WeChat(settings_for(wechat).wechat).fetch_access_token().value
+    redis_server.run("SET", TOKEN_KEY, good, "EX", 7000)
+    assert renewal_for(wechat, redis_server).look_up(None).value == wechat.ticket
+    assert wechat.calls == {"token": 1, "getticket": 1}
+
+
+def test_one_instance_in_trouble_does_not_drop_anothers_token(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    redis_server.run("SET", TOKEN_KEY, "refused", "EX", 7000)
+    wechat.faults["getticket"] = hold = Fault(hold=threading.Event())
+    waiting = Background(renewal_for(wechat, redis_server))
+    called(wechat, "getticket", 1)
+    newer = WeChat(settings_for(wechat).wechat).fetch_access_token().value
+    redis_server.run("SET", TOKEN_KEY, newer, "EX", 7000)
+    assert hold.hold is not None
+    hold.hold.set()
+    assert waiting.join().ticket == wechat.ticket
+    assert redis_server.run("GET", TOKEN_KEY) == newer
+    assert wechat.calls == {"token": 1, "getticket": 2}
+
+
+# The lock.
+
+
+def test_a_ticket_that_is_due_is_not_waited_for_while_another_instance_asks(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    write(redis_server, "old", 100)
+    redis_server.run("SET", LOCK_KEY, "another", "EX", 100)
+    renewal = renewal_for(wechat, redis_server)
+    waiting = Background(renewal, renewal.look_up(None))
+    assert waiting.join().ticket == "old"
+    assert not wechat.calls
+
+
+def test_without_a_ticket_the_one_that_another_instance_gets_is_waited_for(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    redis_server.run("SET", LOCK_KEY, "another", "EX", 100)
+    commands = redis_server.commands
+    waiting = Background(renewal_for(wechat, redis_server))
+    eventually("it tries to get the lock", lambda: redis_server.commands > commands + 10)
+    write(redis_server, "theirs", 7100, checked=True)
+    redis_server.run("DEL", LOCK_KEY)
+    assert waiting.join().ticket == "theirs"
+    assert not wechat.calls
+    assert not redis_server.run("EXISTS", LOCK_KEY)
+
+
+def test_an_instance_that_lost_the_lock_asks_no_further(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    wechat.faults["token"] = hold = Fault(hold=threading.Event())
+    waiting = Background(renewal_for(wechat, redis_server))
+    called(wechat, "token", 1)
+    redis_server.run("SET", LOCK_KEY, "another", "EX", 100)
+    write(redis_server, "theirs", 7100, checked=True)
+    redis_server.run("SET", TOKEN_KEY, "their-token", "EX", 7200)
+    assert hold.hold is not None
+    hold.hold.set()
+    assert isinstance(waiting.join().error, LockedElsewhere)
+    assert redis_server.run("GET", LOCK_KEY) == "another"
+    assert redis_server.run("GET", TOKEN_KEY) == "their-token"
+    assert wechat.calls == {"token": 1}
+
+
+@pytest.mark.parametrize("why", ["the lease was over", "Redis was away"])
+def test_a_late_answer_never_replaces_a_newer_one(
+    wechat: Sandbox, own_redis: RedisServer, why: str
+) -> None:
+    """Nor does whoever got it go on with it."""
+    late = Fault(hold=threading.Event(), body=b'{"ticket": "late", "expires_in": 7200}')
+    wechat.faults["getticket"] = late
+    if why == "Redis was away":
+        own_redis.kill()
+    slow = renewal_for(wechat, own_redis)
+    waiting = Background(slow)
+    called(wechat, "getticket", 1)
+    if why == "Redis was away":
+        own_redis.start()
+    own_redis.run("DEL", LOCK_KEY)
+    del wechat.faults["getticket"]
+    newer = renewal_for(wechat, own_redis, expire=3600).look_up(None)
+    assert late.hold is not None
+    late.hold.set()
+    waiting.join()
+    eventually("Redis is tried again", lambda: slow.look_up(None).value == newer.value)
+    assert own_redis.run("GET", TICKET_KEY) == newer.value == wechat.ticket
+    assert wechat.calls["getticket"] == 2
+
+
+# Faults of Redis and of WeChat.
+
+
+@pytest.fixture(
+    params=["killed", "paused", "wrong password", "read-only", "full", "no such command"]
+)
+def broken_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A Redis in one kind of trouble from the start."""
+    trouble = request.param
+    options = {
+        "wrong password": ("--requirepass", "another"),
+        "no such command": ("--rename-command", "SET", "NO-SET"),
+    }
+    redis_server = RedisServer(*options.get(trouble, ()))
+    if trouble == "killed":
+        redis_server.kill()
+    elif trouble == "paused":
+        redis_server.pause()
+    elif trouble == "read-only":
+        redis_server.run("REPLICAOF", "127.0.0.1", redis_server.port)
+    elif trouble == "full":
+        redis_server.run("CONFIG", "SET", "maxmemory", "1")
+    yield redis_server
+    redis_server.stop()
+
+
+def test_pages_are_signed_with_redis_in_any_trouble_and_wechat_is_asked_once(
+    wechat: Sandbox,
+    broken_redis: RedisServer,
+    clock: MovedClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    renewal = renewal_for(wechat, broken_redis, clock=clock, password="mine")
+    held = None
+    for _ in range(3):
+        held = renewal.look_up(held)
+        assert held.value == wechat.ticket
+        clock.advance(REDIS_PAUSE)
+    assert wechat.calls == {"token": 1, "getticket": 1}
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert 1 <= len(warnings) <= 2
+    assert all("going on without" in warning for warning in warnings)
+    assert "Traceback" not in caplog.text
+
+
+def test_a_redis_that_hangs_is_waited_for_once(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
+) -> None:
+    own_redis.pause()
+    wechat.faults["token"] = Fault(errcode=40164)
+    renewal = renewal_for(wechat, own_redis, clock=clock)
+    with pytest.raises(WeChatRefused):
+        renewal.look_up(None)
+    own_redis.resume()
+    before = own_redis.commands
+    for _ in range(100):
+        with pytest.raises(WeChatRefused):
+            renewal.look_up(None)
+    assert own_redis.commands - before <= 5  # those of the test's own look
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("HSET", TICKET_KEY, "x", "y"),
+        ("SADD", TICKET_KEY, "x"),
+        ("SET", TICKET_KEY, ""),
+        ("SET", TICKET_KEY, "undefined"),
+        ("SET", TICKET_KEY, b"\xff\xfe\x00"),
+        ("SET", TICKET_KEY, "without expiry"),
+        ("SET", TICKET_KEY, "WithoutExpiry"),
+        ("HSET", TOKEN_KEY, "x", "y"),
+        ("SET", TOKEN_KEY, b"\xff"),
+        ("SET", TOKEN_KEY, "refused"),
+        ("SET", LOCK_KEY, "left by a killed one", "PX", 300),
+        ("HSET", LOCK_KEY, "x", "y"),
+        ("HSET", CHECKED_KEY, "x", "y"),
+        ("SET", CHECKED_KEY, b"\xff\xfe\x00"),
+    ],
+)
+def test_whatever_the_keys_hold_is_healed(
+    wechat: Sandbox, redis_server: RedisServer, command: tuple[Any, ...]
+) -> None:
+    redis_server.run(*command)
+    if command[:2] == ("HSET", LOCK_KEY):
+        redis_server.run("PEXPIRE", LOCK_KEY, 300)
+    renewal = renewal_for(wechat, redis_server)
+    assert renewal.look_up(renewal.look_up(None)).value == wechat.ticket
+    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+    assert redis_server.run("GET", CHECKED_KEY) == digest(wechat.ticket)
+    assert 7000 < redis_server.run("TTL", TICKET_KEY) <= 7100
+    assert 7000 < redis_server.run("TTL", TOKEN_KEY) <= 7100
+
+
+@pytest.mark.parametrize("wechat_is_down", [False, True])
+def test_a_redis_that_lost_everything_has_it_again_at_the_next_look(
+    wechat: Sandbox, redis_server: RedisServer, wechat_is_down: bool
+) -> None:
+    renewal = renewal_for(wechat, redis_server)
+    held = renewal.look_up(None)
+    if wechat_is_down:
+        wechat.faults = dict.fromkeys(("token", "getticket"), Fault(hang_up=True))
+    redis_server.run("FLUSHALL")
+    assert renewal.look_up(held).value == held.value
+    assert redis_server.run("GET", TICKET_KEY) == held.value
+    assert 590 < redis_server.run("TTL", CHECKED_KEY) <= 600
+    assert renewal_for(wechat, redis_server).look_up(None).value == held.value
+    assert wechat.calls == {"token": 1, "getticket": 1}
+
+
+def test_after_redis_returns_the_instances_agree_again(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
+) -> None:
+    own_redis.kill()
+    one, other = (renewal_for(wechat, own_redis, clock=clock) for _ in range(2))
+    old = one.look_up(None)
+    wechat.rotate_ticket()
+    clock.advance(1)
+    new = other.look_up(None)
+    assert old.value != new.value == wechat.ticket
+    own_redis.start()
+    clock.advance(REDIS_PAUSE)
+    for _ in range(3):
+        old, new = one.look_up(old), other.look_up(new)
+    assert old.value == new.value == own_redis.run("GET", TICKET_KEY) == wechat.ticket
+
+
+BROKEN = {
+    "down": Fault(hang_up=True),
+    "hanging": Fault(delay=3),
+    "HTTP 502": Fault(status=502, body=b"<html>"),
+    "HTML": Fault(body=b"<!doctype html><title>portal</title>"),
+    "truncated": Fault(body=b'{"access_token": "abc", "ticket'),
+    "no object": Fault(body=b'["ticket"]'),
+    "empty": Fault(body=b'{"errcode": 0, "ticket": "", "access_token": "", "expires_in": 7200}'),
+    "missing": Fault(body=b'{"errcode": 0, "errmsg": "ok", "expires_in": 7200}'),
+    "no life": Fault(body=b'{"errcode": 0, "ticket": "t", "access_token": "t"}'),
+    "life 0": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": 0}'),
+    "life -1": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": -1}'),
+    "life text": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": "7200"}'),
+    "busy": Fault(errcode=-1),
+    "busy too": Fault(errcode=-1000),
+    "quota": Fault(errcode=45009),
+    "too often": Fault(errcode=45011),
+    "whitelist": Fault(errcode=40164),
+}
+
+
+@pytest.mark.parametrize("endpoint", ["token", "getticket"])
+@pytest.mark.parametrize("name", BROKEN)
+def test_wechat_in_any_trouble_is_asked_once_a_pause_and_recovered_from(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, name: str, endpoint: str
+) -> None:
+    renewal = renewal_for(wechat, redis_server, clock=clock, timeout=0.2)
+    wechat.faults[endpoint] = BROKEN[name]
+    for _ in range(10):
+        with pytest.raises(SigningError):
+            renewal.look_up(None)
+    assert wechat.calls[endpoint] == 1
+    assert not redis_server.run("EXISTS", TICKET_KEY, CHECKED_KEY, LOCK_KEY)
+    del wechat.faults[endpoint]
+    clock.advance(renewal.back_off.remaining)
+    held = renewal.look_up(None)
+    assert held.value == wechat.ticket
+
+    wechat.faults[endpoint] = BROKEN[name]
+    redis_server.run(*DUE)
+    if endpoint == "token":
+        wechat.replace_token()
+    for _ in range(10):
+        assert renewal.look_up(held).value == held.value
+
+
+def test_two_accounts_on_one_redis_do_not_meet(redis_server: RedisServer) -> None:
+    accounts = [Sandbox(appid="wxone").start(), Sandbox(appid="wxtwo").start()]
+    for wechat in accounts:
+        assert renewal_for(wechat, redis_server).look_up(None).value == wechat.ticket
+    assert accounts[0].ticket != accounts[1].ticket
+    assert len(redis_server.run("KEYS", "*")) == 6
+    for wechat in accounts:
+        wechat.stop()

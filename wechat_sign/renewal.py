@@ -1,0 +1,196 @@
+"""Where a ticket comes from: the cache, or WeChat. Plain and blocking.
+
+The promise: a page never waits for WeChat while a usable ticket exists anywhere, and WeChat is
+never asked more than it must be.
+
+| the ticket held is                  | the page gets       | behind it                            |
+|-------------------------------------|---------------------|--------------------------------------|
+| fresh: seen so within LOOK_INTERVAL | the ticket          | nothing                              |
+| due a look                          | the ticket, at once | one refresh: the cache; WeChat where |
+|                                     |                     | nobody asked it for `recheck`        |
+| over, or there is none              | waits, with all who | the cache; WeChat under the lock     |
+|                                     | wait, for a refresh |                                      |
+| over, and WeChat failed lately      | the error, at once  | nothing until the back-off is over   |
+
+What ends when, in seconds, by default:
+
+    10           the server looks at the cache again, for whatever page comes (tickets.py)
+    600          `recheck`: the marker beside the ticket is over, so WeChat is asked for it again
+    7100         `expire`: the cache lets ticket and token go
+    7200         WeChat lets them go; the 100 in between are for fetching the next ones
+    1 to 60      back-off after what may pass, doubling
+    60 to 600    back-off after what a person must mend, doubling
+    13           the lock's lease: twice `timeout`, which one call can take, and 3
+    14           the wait for the lock, while there is no ticket
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Final
+
+from .cache import MARGIN, Clock, Credential, MemoryCache, RedisCache, boottime
+from .credentials import Grant, WeChat
+from .errors import TOKEN_REFUSED, SigningError, WeChatRefused
+from .settings import GRANTED_LIFE, Settings
+
+log = logging.getLogger(__name__)
+
+TRANSIENT_BACK_OFF: Final = (1.0, 60.0)
+"""Seconds, the first and the longest, during which WeChat is left alone after what may pass."""
+BACK_OFF: Final = (60.0, 600.0)
+"""Seconds, the same, after what a person must mend: a night of it must not use up the day's
+quota of 2000 tokens (200 on a test account)."""
+
+
+class BackOff:
+    """When WeChat may be asked again after it failed. A class because it carries the failure,
+    and how long the last pause was."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pause = 0.0
+        self._over = 0.0
+        self.error: SigningError | None = None
+        """What last went wrong, if nothing has gone right since."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until WeChat may be asked; 0 or less where it may be."""
+        return self._over - self._clock()
+
+    def check(self) -> None:
+        """Raises the last error where it is too early to ask again."""
+        if self.error is not None and self.remaining > 0:
+            raise self.error.with_traceback(None)
+
+    def failed(self, error: SigningError) -> None:
+        """Begins a pause, twice as long as the last one."""
+        first, longest = TRANSIENT_BACK_OFF if error.transient else BACK_OFF
+        self._pause = min(longest, max(first, 2 * self._pause))
+        self._over = self._clock() + self._pause
+        self.error = error
+
+    def succeeded(self) -> None:
+        """Ends it all."""
+        self._pause, self._over, self.error = 0.0, 0.0, None
+
+
+class Renewal:
+    """Looks a ticket up, and has WeChat renew it where that is due. A class because it carries
+    the back-off. For one thread at a time; every call has an end, for every time-out has one."""
+
+    def __init__(
+        self,
+        wechat: WeChat,
+        cache: MemoryCache | RedisCache,
+        settings: Settings,
+        clock: Clock = boottime,
+    ) -> None:
+        self._wechat = wechat
+        self._cache = cache
+        self._settings = settings
+        self._clock = clock
+        self.back_off = BackOff(clock)
+
+    @property
+    def cache_state(self) -> str:
+        """Either "memory", "redis" or "unreachable"."""
+        return self._cache.state
+
+    def look_up(self, held: Credential | None) -> Credential:
+        """The best ticket there is: from the cache, from WeChat, or the usable one that is held.
+
+        Raises SigningError where there is none.
+        """
+        found = self._cached(held)
+        self._cache.sync()
+        if found is not None and self._is_fresh(found, held):
+            return self._good(found)
+        if found is not None and held is None:
+            return found  # nobody waits for WeChat now: the next look asks
+        usable = max(filter(None, (found, held)), key=lambda one: one.usable_until, default=None)
+        try:
+            self.back_off.check()
+            with self._cache.lock(wait=self._settings.lease + 1.0 if usable is None else 0.0):
+                again = self._cached(held)
+                if again is not None and self._is_fresh(again, held):
+                    return self._good(again)
+                return self._good(self._ask(usable))
+        except SigningError:
+            if usable is None:
+                raise
+            return usable
+
+    def _cached(self, held: Credential | None) -> Credential | None:
+        """The cache's ticket; where it is the one held, that may have been known for longer."""
+        found = self._cache.get(self._settings.jsapi_ticket_key)
+        if found is not None and held is not None and found.value == held.value:
+            return replace(found, usable_until=max(found.usable_until, held.usable_until))
+        return found
+
+    def _is_fresh(self, found: Credential, held: Credential | None) -> bool:
+        """Whether WeChat was asked lately. An older ticket that came back (from a dump, or from a
+        replica that lagged) may still say so: it is not taken for one that lasts longer."""
+        outlasts = held is None or found.usable_until >= held.usable_until
+        return outlasts and self._clock() < found.fresh_until
+
+    def _good(self, ticket: Credential) -> Credential:
+        self.back_off.succeeded()
+        return ticket
+
+    def _ask(self, usable: Credential | None) -> Credential:
+        """WeChat's ticket, with the lock held."""
+        try:
+            return self._fetch_jsapi_ticket()
+        except SigningError as error:
+            self.back_off.failed(error)
+            if usable is None:
+                log.error("no page can be signed: %s", error)
+            else:
+                log.warning("the ticket in hand serves on: %s", error)
+            raise
+        finally:
+            self._wechat.close()
+
+    def _fetch_jsapi_ticket(self) -> Credential:
+        """With the cached access_token; where WeChat refuses that, once more with another."""
+        key = self._settings.access_token_key
+        for last_try in (False, True):
+            access_token = self._access_token()
+            self._cache.extend_lock()
+            began = self._clock()
+            try:
+                grant = self._wechat.fetch_jsapi_ticket(access_token)
+            except WeChatRefused as refusal:
+                if refusal.errcode not in TOKEN_REFUSED:
+                    raise
+                self._cache.drop(key, access_token)
+                if last_try:
+                    raise
+                log.warning("%s; trying once more with a new access_token", refusal)
+            else:
+                break
+        recheck = self._settings.redis.recheck or GRANTED_LIFE
+        return self._keep(self._settings.jsapi_ticket_key, grant, began, recheck=recheck)
+
+    def _access_token(self) -> str:
+        key = self._settings.access_token_key
+        cached = self._cache.get(key)
+        if cached is None:
+            self._cache.extend_lock()
+            began = self._clock()
+            cached = self._keep(key, self._wechat.fetch_access_token(), began)
+        return cached.value
+
+    def _keep(self, key: str, grant: Grant, began: float, *, recheck: int = 0) -> Credential:
+        """Puts it into the cache, with its life counted from before WeChat was asked; gives what
+        the cache has then, which is another one where this answer came too late."""
+        granted = min(grant.expires_in, GRANTED_LIFE)
+        life = min(self._settings.redis.expire, max(granted - MARGIN, granted / 2))
+        credential = Credential.lasting(grant.value, began, life, min(recheck, life))
+        self._cache.put(key, credential)
+        name = "jsapi_ticket" if recheck else "access_token"
+        log.info("%s fetched from WeChat, kept for %d s", name, life)
+        return self._cache.get(key) or credential
