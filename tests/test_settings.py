@@ -45,8 +45,15 @@ def test_the_keys_contain_the_appid_unless_they_are_named(tmp_path: Path) -> Non
     settings = load(ACCOUNT, tmp_path)
     assert settings.access_token_key == "wechat:wx1:access_token"
     assert settings.jsapi_ticket_key == "wechat:wx1:jsapi_ticket"
+    assert settings.lock_key == "wechat:wx1:lock"
     named = load(ACCOUNT + "[redis]\naccess_token_key=a\njsapi_ticket_key=b", tmp_path)
     assert (named.access_token_key, named.jsapi_ticket_key) == ("a", "b")
+    assert named.lock_key == settings.lock_key
+
+
+def test_the_lease_is_longer_than_one_call_that_times_out_twice(tmp_path: Path) -> None:
+    settings = load(ACCOUNT + "timeout = 4", tmp_path)
+    assert settings.lease == 11 > 2 * settings.wechat.timeout
 
 
 def test_every_option_is_read(tmp_path: Path) -> None:
@@ -116,19 +123,33 @@ def test_every_problem_is_reported_at_once_with_its_place(tmp_path: Path) -> Non
     ]
 
 
+def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path) -> None:
+    assert problems("[wechat]\nnonsense\nappid = wx1\nmore of it", tmp_path) == [
+        "line 2: is not option = value",
+        "line 4: is not option = value",
+        "[wechat] secret is required: fill it in (or set the environment variable WECHAT_SECRET)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("[wechat]\nappid = wx/1\nsecret = s", "must be an appid"),
         ("appid = wx1", "line 1: a [section] must come before the first option"),
         (ACCOUNT + "nonsense", "line 4: is not option = value"),
-        (ACCOUNT + "appid = wx2", "[wechat] appid stands there twice; keep one"),
-        (ACCOUNT + "[wechat]", "[wechat] stands there twice; join the two"),
+        (ACCOUNT + "appid = wx2", "line 4: [wechat] appid is given twice; keep one"),
+        (ACCOUNT + "[wechat]", "line 4: [wechat] is given twice; join the two"),
         (ACCOUNT + "[redis]\nexpire = 7201", "must be a whole number from 1 to 7200"),
         (ACCOUNT + "[redis]\nexpire = 0", "must be a whole number from 1 to 7200"),
-        (ACCOUNT + "[redis]\nhost = r ; mine", "a comment needs a line of its own"),
+        (ACCOUNT + "[redis]\nhost = r ; mine", "may not contain whitespace (a comment needs"),
+        (ACCOUNT + "[server]\naddress = a\n port = 1", "address: runs over several lines; is the"),
         (ACCOUNT + "token_api = stable", "must be one of token, stable_token"),
         (ACCOUNT + "api = https://user@a", "must be a plain url"),
         (ACCOUNT + "api = https://a:port", "must be a plain url"),
+        (ACCOUNT + "api = https://a:0", "must be a plain url"),
+        (ACCOUNT + "api = https:///a", "must be a plain url"),
+        (ACCOUNT + "api = https://a?b", "must be a plain url"),
+        (ACCOUNT + "api = https://a#b", "must be a plain url"),
         (ACCOUNT + "timeout = nan", "must be a number from 0.1 to 60"),
         (ACCOUNT + "[jssdk]\npage_hosts = *", "must be a host name"),
         (ACCOUNT + "[jssdk]\npage_hosts = a:80", "must be a host name"),
@@ -147,6 +168,8 @@ def test_a_wrong_file_is_told_in_a_sentence(
 @pytest.mark.parametrize(
     "text",
     [
+        "secret = s3cr3t",
+        "[wechat]\nsecret = s3cr3t\nsecret = s3cr3t",
         "[wechat]\nappid = wx1\n secret = s3cr3t",  # indented: swallowed by appid
         "[wechat]\nappid = wx1\nsecret = s3cr3t x",
         "[wechat]\nappid = s3cr3ts3cr3t!",
@@ -159,7 +182,7 @@ def test_no_problem_shows_a_secret(text: str, tmp_path: Path) -> None:
     assert "s3cr3t" not in "\n".join(problems(text, tmp_path))
 
 
-def test_nor_do_the_settings(tmp_path: Path) -> None:
+def test_the_settings_show_no_secret_either(tmp_path: Path) -> None:
     assert "s3cr3t" not in repr(load(ACCOUNT + "[redis]\npassword = s3cr3t", tmp_path))
 
 
@@ -172,6 +195,21 @@ def test_a_password_is_taken_as_it_stands(password: str, tmp_path: Path) -> None
 def test_a_file_from_a_windows_editor_is_read(tmp_path: Path) -> None:
     text = b"\xef\xbb\xbf" + ACCOUNT.replace("\n", "\r\n").encode()
     assert load(text, tmp_path).wechat.secret == "s3cr3t"
+
+
+def test_numbers_may_be_as_low_and_as_high_as_the_problem_says(tmp_path: Path) -> None:
+    lowest = load(ACCOUNT + "timeout = 0.1\n[redis]\nport = 1\nexpire = 1", tmp_path)
+    assert (lowest.wechat.timeout, lowest.redis.port, lowest.redis.expire) == (0.1, 1, 1)
+    highest = load(ACCOUNT + "timeout = 60\n[redis]\nport = 65535\nexpire = 7200", tmp_path)
+    assert (highest.wechat.timeout, highest.redis.port, highest.redis.expire) == (60, 65535, 7200)
+
+
+@pytest.mark.parametrize("between", ["\n\n    ", "\n# comment\n    "])
+def test_an_indented_option_is_read_where_it_can_not_continue_another(
+    between: str, tmp_path: Path
+) -> None:
+    text = f"[wechat]\nappid = wx1{between}secret = s3cr3t"
+    assert load(text, tmp_path) == load(ACCOUNT, tmp_path)
 
 
 def test_the_environment_stands_in_for_what_the_file_leaves_empty(tmp_path: Path) -> None:
