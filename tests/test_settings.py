@@ -45,10 +45,11 @@ def test_the_keys_contain_the_appid_unless_they_are_named(tmp_path: Path) -> Non
     settings = load(ACCOUNT, tmp_path)
     assert settings.access_token_key == "wechat:wx1:access_token"
     assert settings.jsapi_ticket_key == "wechat:wx1:jsapi_ticket"
+    assert settings.checked_key == "wechat:wx1:checked"
     assert settings.lock_key == "wechat:wx1:lock"
     named = load(ACCOUNT + "[redis]\naccess_token_key=a\njsapi_ticket_key=b", tmp_path)
     assert (named.access_token_key, named.jsapi_ticket_key) == ("a", "b")
-    assert named.lock_key == settings.lock_key
+    assert (named.checked_key, named.lock_key) == (settings.checked_key, settings.lock_key)
 
 
 def test_the_lease_is_longer_than_one_call_that_times_out_twice(tmp_path: Path) -> None:

@@ -171,6 +171,11 @@ class Settings:
         return self.redis.jsapi_ticket_key or f"wechat:{self.wechat.appid}:jsapi_ticket"
 
     @property
+    def checked_key(self) -> str:
+        """The key in Redis of the marker that WeChat confirmed the ticket lately."""
+        return f"wechat:{self.wechat.appid}:checked"
+
+    @property
     def lock_key(self) -> str:
         """The key in Redis of the lock under which one instance at a time asks WeChat."""
         return f"wechat:{self.wechat.appid}:lock"
