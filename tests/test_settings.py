@@ -238,10 +238,41 @@ def test_the_example_works_once_appid_and_secret_are_filled_in(tmp_path: Path) -
     assert settings.jssdk.js_api_list[:2] == JssdkSettings().js_api_list
 
 
-def test_the_example_has_every_option_with_a_comment() -> None:
-    text = (ROOT / "config.example.ini").read_text(encoding="utf-8")
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read_string(text)
-    shown = {name: set(parser[name]) for name in parser.sections()}
+def example_options() -> list[tuple[str, str, bool]]:
+    """Section, option and whether a comment is above it, or above others that it follows without
+    an empty line."""
+    options, section, commented = [], "", False
+    for line in (ROOT / "config.example.ini").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section, commented = line.strip("[]"), False
+        elif not line or line.startswith("#"):
+            commented = bool(line)
+        elif not line.startswith(" "):
+            options.append((section, line.partition("=")[0].strip(), commented))
+    return options
+
+
+def test_the_example_has_every_option_once_and_in_order() -> None:
     settings = Settings(WeChatSettings("wx1", "s"))
-    assert shown == {name: set(vars(section)) for name, section in vars(settings).items()}
+    assert [(section, name) for section, name, _ in example_options()] == [
+        (section, name) for section, fields in vars(settings).items() for name in vars(fields)
+    ]
+
+
+def test_the_example_explains_every_option_in_a_comment() -> None:
+    assert [
+        (section, name) for section, name, commented in example_options() if not commented
+    ] == []
+
+
+def test_the_example_spells_booleans_one_way() -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string((ROOT / "config.example.ini").read_text(encoding="utf-8"))
+    settings = Settings(WeChatSettings("wx1", "s"))
+    spellings = {
+        parser[section][name]
+        for section, fields in vars(settings).items()
+        for name, value in vars(fields).items()
+        if isinstance(value, bool)
+    }
+    assert spellings == {"true", "false"}

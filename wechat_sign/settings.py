@@ -181,10 +181,6 @@ class Settings:
         return f"wechat:{self.wechat.appid}:lock"
 
     @property
-    def checked_key(self) -> str:
-        return f"wechat:{self.wechat.appid}:checked"
-
-    @property
     def lease(self) -> float:
         """Seconds after which the lock expires by itself: longer than one call to WeChat can
         take, which has `timeout` to connect and again to answer."""
@@ -251,7 +247,7 @@ def _section(
     problems = _unknown("{}: unknown option", texts, options)
     values: dict[str, Any] = {}
     for name, option in options.items():
-        text = texts.get(name) or environ.get(option.metadata["environ"], "")
+        text = texts.get(name) or environ.get(option.metadata["environ"], "").strip()
         try:
             values[name] = _value(option, text)
         except ValueError as problem:
