@@ -31,7 +31,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 if sys.platform != "win32":
     import resource
 
-from wechat_sign.cache import make_cache
+from wechat_sign.cache import Cache
 from wechat_sign.check import Finding, check
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import (
@@ -306,7 +306,7 @@ def log_request(handler: RequestHandler) -> None:
 
 def make_tickets(settings: Settings) -> JsapiTickets:
     """The ticket for pages, and all that is behind it."""
-    return JsapiTickets(Renewal(WeChat(settings.wechat), make_cache(settings), settings))
+    return JsapiTickets(Renewal(WeChat(settings.wechat), Cache(settings), settings))
 
 
 def listen(settings: ServerSettings) -> list[socket.socket]:
@@ -478,7 +478,7 @@ def print_check(settings: Settings, source: str) -> int:
     text = f"{source}: appid {wechat.appid}, {wechat.token_api} at {wechat.api}"
     print_step(Finding("settings", True, text))
     good = True
-    for step in check(settings, make_cache(settings)):
+    for step in check(settings, Cache(settings)):
         print_step(step)
         good = good and step.ok
     return 0 if good else 1

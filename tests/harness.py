@@ -26,7 +26,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from wechat_sign.cache import Clock, boottime, make_cache
+from wechat_sign.cache import Cache, Clock, boottime
 from wechat_sign.credentials import WeChat
 from wechat_sign.renewal import Renewal
 from wechat_sign.sandbox import Sandbox
@@ -288,7 +288,7 @@ def renewal_for(
 ) -> Renewal:
     """An instance's blocking half, as the server builds it."""
     settings = settings_for(wechat, redis_server, **more)
-    return Renewal(WeChat(settings.wechat), make_cache(settings, clock), settings, clock)
+    return Renewal(WeChat(settings.wechat), Cache(settings, clock), settings, clock)
 
 
 def tickets_for(

@@ -16,9 +16,8 @@ from wechat_sign.cache import (
     MARGIN,
     REDIS_PAUSE,
     UNDATED_LIFE,
+    Cache,
     Credential,
-    MemoryCache,
-    RedisCache,
     boottime,
 )
 from wechat_sign.errors import LockedElsewhere
@@ -28,9 +27,11 @@ KEY = "wechat:wxsandbox:jsapi_ticket"
 OTHER_KEY = "wechat:wxsandbox:access_token"
 
 
-def cache_on(server: RedisServer, clock: MovedClock, **more: Any) -> RedisCache:
-    redis_settings = RedisSettings(host="127.0.0.1", port=server.port, **more)
-    return RedisCache(Settings(WeChatSettings("wxsandbox", "s"), redis_settings), clock)
+def cache_on(server: RedisServer | None, clock: MovedClock, **more: Any) -> Cache:
+    """With None, the cache is this process's own."""
+    if server is not None:
+        more = {"host": "127.0.0.1", "port": server.port, **more}
+    return Cache(Settings(WeChatSettings("wxsandbox", "s"), RedisSettings(**more)), clock)
 
 
 def lasting(clock: MovedClock, value: str, life: float, fresh_for: float = 0) -> Credential:
@@ -58,7 +59,7 @@ def test_a_credential_does_not_show_itself(clock: MovedClock) -> None:
 
 
 def test_memory_keeps_for_the_time_given(clock: MovedClock) -> None:
-    cache = MemoryCache(clock)
+    cache = cache_on(None, clock)
     assert cache.get(KEY) is None
     cache.put(KEY, lasting(clock, "t", 100))
     clock.advance(99)
@@ -71,7 +72,7 @@ def test_memory_keeps_for_the_time_given(clock: MovedClock) -> None:
 def test_only_the_credential_that_was_refused_is_dropped(
     redis_server: RedisServer, clock: MovedClock, kind: str
 ) -> None:
-    cache = MemoryCache(clock) if kind == "memory" else cache_on(redis_server, clock)
+    cache = cache_on(None if kind == "memory" else redis_server, clock)
     cache.put(KEY, lasting(clock, "new", 100))
     cache.drop(KEY, "old")
     assert value_of(cache.get(KEY)) == "new"

@@ -39,6 +39,8 @@ REDIS_TIMEOUT: Final = 1.0
 """Seconds for one exchange with Redis."""
 REDIS_PAUSE: Final = 2.0
 """Seconds for which an unreachable Redis is left alone."""
+READING, WRITING, REACHING = "reading from Redis", "writing to Redis", "reaching Redis"
+"""What may not work, as the log says it."""
 _POLL: Final = 0.05
 """Seconds between two tries to get the lock."""
 
@@ -94,58 +96,19 @@ class Credential:
         return cls(value, now + life, now + life + margin, now + fresh_for)
 
 
-def make_cache(settings: Settings, clock: Clock = boottime) -> MemoryCache | RedisCache:
-    """Redis where the settings name one."""
-    return RedisCache(settings, clock) if settings.redis.host else MemoryCache(clock)
-
-
-class MemoryCache:
-    """Credentials in this process alone: there is nobody to share with, or to lock out."""
-
-    state = "memory"
-    trouble = ""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._kept: dict[str, Credential] = {}
-
-    def get(self, key: str) -> Credential | None:
-        """What is kept under the key and has not expired."""
-        kept = self._kept.get(key)
-        return kept if kept and self._clock() < kept.expires else None
-
-    def put(self, key: str, credential: Credential) -> None:
-        """Keeps the credential."""
-        self._kept[key] = credential
-
-    def drop(self, key: str, value: str) -> None:
-        """Forgets the credential if it is still this one."""
-        if key in self._kept and self._kept[key].value == value:
-            del self._kept[key]
-
-    def sync(self) -> None:
-        """There is nothing to write back."""
-
-    @contextmanager
-    def lock(self, *, wait: float) -> Iterator[None]:
-        """Always held at once."""
-        yield
-
-    def extend_lock(self) -> None:
-        """It is never lost."""
-
-
-class RedisCache:
-    """Credentials in Redis, shared with other instances; no method raises an error of Redis's.
+class Cache:
+    """Credentials in Redis, shared with other instances; in this process alone where the settings
+    name no Redis. No method raises an error of Redis's.
 
     A class because it carries a mirror: what this process last saw or wrote. The mirror serves
-    where Redis fails, and is written back by `sync` where Redis lost it or did not take it.
+    where there is no Redis or it fails; what Redis lost or did not take, `sync` writes back.
     """
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
-        self._store = RedisStore(settings, clock)
+    def __init__(self, settings: Settings, clock: Clock = boottime) -> None:
+        self._clock = clock
+        self._store = RedisStore(settings, clock) if settings.redis.host else None
         self._breaker = CircuitBreaker(f"{settings.redis.host}:{settings.redis.port}", clock)
-        self._mirror = MemoryCache(clock)
+        self._mirror: dict[str, Credential] = {}
         self._dirty: set[str] = set()
         self._revoked: deque[str] = deque(maxlen=16)
 
@@ -156,24 +119,27 @@ class RedisCache:
 
     @property
     def state(self) -> str:
-        """Either "redis" or "unreachable"."""
-        return "unreachable" if "reaching Redis" in self._breaker.trouble else "redis"
+        """Either "memory", "redis" or "unreachable"."""
+        if self._store is None:
+            return "memory"
+        return "unreachable" if REACHING in self._breaker.trouble else "redis"
 
     def get(self, key: str) -> Credential | None:
         """What Redis has; the mirror's where Redis fails, has none, or has one that ends sooner
         than what it did not take."""
         mine = self._mirror.get(key)
+        if mine is not None and self._clock() >= mine.expires:
+            mine = None
         try:
-            theirs = self._breaker.call("reading from Redis", lambda: self._store.read(key))
+            theirs = self._ask(READING, lambda store: store.read(key))
         except Unavailable:
             return mine
         if theirs is None or theirs.value in self._revoked:
-            if mine is not None:
-                self._dirty.add(key)
+            self._dirty.add(key)
             return mine
         if mine is not None and key in self._dirty and mine.expires > theirs.expires:
             return mine
-        self._mirror.put(key, theirs)
+        self._mirror[key] = theirs
         self._dirty.discard(key)
         return theirs
 
@@ -181,27 +147,25 @@ class RedisCache:
         """Keeps the credential; in Redis with the lock, or where nothing newer is there."""
         if credential.value in self._revoked:
             self._revoked.remove(credential.value)
-        self._mirror.put(key, credential)
+        self._mirror[key] = credential
         self._dirty.add(key)
         with suppress(Unavailable):
-            self._breaker.call("writing to Redis", lambda: self._store.write(key, credential))
+            self._ask(WRITING, lambda store: store.write(key, credential))
             self._dirty.discard(key)
 
     def drop(self, key: str, value: str) -> None:
         """Forgets the credential, for good: Redis may not let it go, or get it back."""
-        self._mirror.drop(key, value)
         self._revoked.append(value)
+        if key in self._mirror and self._mirror[key].value == value:
+            del self._mirror[key]
         with suppress(Unavailable):
-            self._breaker.call("writing to Redis", lambda: self._store.delete(key, value))
+            self._ask(WRITING, lambda store: store.delete(key, value))
 
     def sync(self) -> None:
         """Writes back what Redis lost or did not take, where nothing newer is there by now."""
-        for key in list(self._dirty):
-            mine = self._mirror.get(key)
-            if mine is None:
-                self._dirty.discard(key)
-            else:
-                self.put(key, mine)
+        for key in self._dirty & self._mirror.keys():
+            if self._clock() < self._mirror[key].expires:
+                self.put(key, self._mirror[key])
 
     @contextmanager
     def lock(self, *, wait: float) -> Iterator[None]:
@@ -211,22 +175,28 @@ class RedisCache:
         nobody to lock out, and nothing is held.
         """
         with suppress(Unavailable):
-            if not self._breaker.call("writing to Redis", lambda: self._store.acquire(wait)):
+            if not self._ask(WRITING, lambda store: store.acquire(wait)):
                 raise LockedElsewhere
         try:
             yield
         finally:
             with suppress(Unavailable, LockError):
-                self._breaker.call("writing to Redis", self._store.release)
+                self._ask(WRITING, lambda store: store.release())
 
     def extend_lock(self) -> None:
         """Holds it for as long as one more call may take. Raises LockedElsewhere if it is lost."""
         try:
-            self._breaker.call("writing to Redis", self._store.extend)
+            self._ask(WRITING, lambda store: store.extend())
         except Unavailable:
             pass
         except LockError:
             raise LockedElsewhere from None
+
+    def _ask(self, what: str, operation: Callable[[RedisStore], T]) -> T:
+        store = self._store
+        if store is None:
+            raise Unavailable
+        return self._breaker.call(what, lambda: operation(store))
 
 
 class RedisStore:
@@ -333,10 +303,10 @@ class CircuitBreaker:
         except redis.RedisError as error:
             if isinstance(error, redis.ConnectionError | redis.TimeoutError):
                 self._open_until = self._clock() + REDIS_PAUSE
-                what = "reaching Redis"
+                what = REACHING
             self._failed(what, error)
             raise Unavailable from None
-        self._works("reaching Redis")
+        self._works(REACHING)
         if result is not False:
             self._works(what)
         return result

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .cache import Credential, MemoryCache, RedisCache, boottime
+from .cache import Cache, Credential, boottime
 from .credentials import WeChat
 from .errors import SigningError
 from .renewal import Renewal
@@ -26,7 +26,7 @@ class Finding:
     advice: str = ""
 
 
-def check(settings: Settings, cache: MemoryCache | RedisCache) -> Iterator[Finding]:
+def check(settings: Settings, cache: Cache) -> Iterator[Finding]:
     """The steps from Redis on, each when it is done; none follows one that is not ok.
 
     It goes the server's own way: it takes from the cache what is there, asks WeChat only for
@@ -66,7 +66,7 @@ def check(settings: Settings, cache: MemoryCache | RedisCache) -> Iterator[Findi
     yield Finding("signature", True, f"made for {SAMPLE_PAGE}")
 
 
-def _redis(settings: Settings, cache: MemoryCache | RedisCache, took: float) -> Finding:
+def _redis(settings: Settings, cache: Cache, took: float) -> Finding:
     place = settings.redis.place
     if not settings.redis.host:
         text = "not set: a running server's credentials are its own, so WeChat is asked for others"

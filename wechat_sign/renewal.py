@@ -30,7 +30,7 @@ import logging
 from dataclasses import replace
 from typing import Final
 
-from .cache import MARGIN, Clock, Credential, MemoryCache, RedisCache, boottime
+from .cache import MARGIN, Cache, Clock, Credential, boottime
 from .credentials import Grant, WeChat
 from .errors import TOKEN_REFUSED, SigningError, WeChatRefused
 from .settings import GRANTED_LIFE, Settings
@@ -84,7 +84,7 @@ class Renewal:
     def __init__(
         self,
         wechat: WeChat,
-        cache: MemoryCache | RedisCache,
+        cache: Cache,
         settings: Settings,
         clock: Clock = boottime,
     ) -> None:
