@@ -8,6 +8,7 @@ Exit status 1 when a signature was wrong, or a request failed while a usable tic
 from __future__ import annotations
 
 import argparse
+import hashlib
 import http.client
 import json
 import random
@@ -25,19 +26,31 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import redis
-from harness import TICKET_KEY, RedisServer, Server, eventually, fetch, signature_of, write_ini
+from harness import (
+    CHECKED_KEY,
+    TICKET_KEY,
+    RedisServer,
+    Server,
+    eventually,
+    fetch,
+    signature_of,
+    write_ini,
+)
 
 from wechat_sign.sandbox import Fault, Sandbox
+from wechat_sign.tickets import LOOK_INTERVAL
 
 PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b"
-EXPIRE, RECHECK, TIMEOUT = 6, 2, 0.5
-NOTICED = RECHECK + EXPIRE + 4 * TIMEOUT + 2
+EXPIRE, RECHECK, TIMEOUT = 90, 2, 0.5
+"""Seconds; a ticket outlives a back-off, so that no failure has that for an excuse."""
+NOTICED = RECHECK + 2 * LOOK_INTERVAL + 4 * TIMEOUT + 2
 """Seconds after which a ticket rotated early must be out of use while all is well."""
 REDIS_NOTICED = 4
 """Seconds within which an instance that has no ticket finds one in a Redis that is back: it
 leaves that alone for 2 s, then looks again, and a look takes 1 s at the most."""
 PAUSE = 61
-"""Seconds for which an instance does not ask WeChat after a refusal that a person must mend."""
+"""Seconds for which an instance does not ask WeChat after a refusal that a person must mend; twice
+that where it met two in a row."""
 
 
 @dataclass
@@ -203,6 +216,19 @@ class Soak:
         for command in (("DEL", TICKET_KEY), self.random.choice(SPOILT)):
             self.redis.run(*command)
 
+    def redis_key_expires(self) -> None:
+        self.redis.run("PEXPIRE", TICKET_KEY, 100)
+
+    def redis_marker_lost(self) -> None:
+        self.redis.run("DEL", CHECKED_KEY)
+
+    def redis_goes_back(self) -> None:
+        """As a replica does that lagged, or a restart from an old dump."""
+        older = self.random.choice(self.tickets).value
+        self.redis.run("SET", TICKET_KEY, older, "EX", EXPIRE // 2)
+        self.redis.run("SET", CHECKED_KEY, hashlib.sha1(older.encode()).hexdigest(), "EX", RECHECK)
+        self.over.wait(LOOK_INTERVAL + 2)  # nobody is cold while it is there
+
     def redis_keys_without_expiry(self) -> None:
         for key in self.redis.run("KEYS", "wechat:*:[aj]*"):
             self.redis.run("PERSIST", key)
@@ -272,6 +298,9 @@ class Soak:
             self.redis_full,
             self.redis_read_only,
             self.redis_key_spoilt,
+            self.redis_key_expires,
+            self.redis_marker_lost,
+            self.redis_goes_back,
             self.redis_keys_without_expiry,
             self.wechat_fails,
             self.wechat_fails,
@@ -324,7 +353,7 @@ class Soak:
             eventually(
                 f"instance {instance.number} signs again",
                 lambda url=instance.server.url: fetch(f"{url}/getApi?url={PAGE}")[0] == 200,  # type: ignore[misc]
-                patience=PAUSE + 20,
+                patience=2 * PAUSE + 20,
             )
 
     def table(self) -> str:

@@ -27,43 +27,37 @@ class Finding:
 
 
 def check(settings: Settings, cache: Cache) -> Iterator[Finding]:
-    """The steps from Redis on, each when it is done; none follows one that is not ok.
+    """The steps from Redis on, each when it is done, up to the first that is not ok.
 
     It goes the server's own way: it takes from the cache what is there, asks WeChat only for
     what is missing or due, under the same lock, and keeps what it gets for the server to use.
     """
+    for finding in _steps(settings, cache):
+        yield finding
+        if not finding.ok:
+            return
+
+
+def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
     began = time.monotonic()
     token = cache.get(settings.access_token_key)
-    found = cache.get(settings.jsapi_ticket_key)
-    reading = _redis(settings, cache, time.monotonic() - began)
-    yield reading
-    if not reading.ok:
-        return
+    ticket = cache.get(settings.jsapi_ticket_key)
+    yield _redis(settings, cache, time.monotonic() - began)
     wechat = WeChat(settings.wechat)
     renewal = Renewal(wechat, cache, settings)
-    error: SigningError | None = None
+    outcome: Credential | SigningError
     try:
-        ticket = renewal.look_up(found)
-        error = renewal.back_off.error  # where the one found serves on
-    except SigningError as reason:
-        error = reason
-    token_error = None if getattr(error, "endpoint", "") == "getticket" else error
-    yield _access_token(settings.wechat.token_api, wechat, token, token_error)
-    if token_error:
-        return
-    if error:
-        yield Finding("jsapi_ticket", False, error.what, error.advice)
-        return
-    took = wechat.took.get("getticket")
-    how = "in the cache" if took is None else f"fetched{_in(took)}"
-    left = ticket.expires - boottime()
-    yield Finding("jsapi_ticket", True, f"{how}, expires in {left:.0f} s")
-    writing = _redis(settings, cache, 0.0)
-    if not writing.ok:
-        yield writing
-        return
-    WxConfig(settings.wechat.appid, settings.jssdk).sign(SAMPLE_PAGE, ticket.value)
-    yield Finding("signature", True, f"made for {SAMPLE_PAGE}")
+        outcome = renewal.look_up(ticket)
+        outcome = renewal.back_off.error or outcome  # the one in the cache serves on
+    except SigningError as error:
+        outcome = error
+    yield _access_token(settings.wechat.token_api, wechat, token, outcome)
+    yield _jsapi_ticket(wechat, outcome)
+    if cache.trouble:
+        yield _redis(settings, cache, 0.0)
+    if isinstance(outcome, Credential):
+        WxConfig(settings.wechat.appid, settings.jssdk).sign(SAMPLE_PAGE, outcome.value)
+        yield Finding("signature", True, f"made for {SAMPLE_PAGE}")
 
 
 def _redis(settings: Settings, cache: Cache, took: float) -> Finding:
@@ -77,18 +71,29 @@ def _redis(settings: Settings, cache: Cache, took: float) -> Finding:
 
 
 def _access_token(
-    token_api: str, wechat: WeChat, cached: Credential | None, error: SigningError | None
+    token_api: str, wechat: WeChat, cached: Credential | None, outcome: Credential | SigningError
 ) -> Finding:
-    if error:
-        return Finding("access_token", False, error.what, error.advice)
-    took = wechat.took.get(token_api)
-    if took is not None:
-        text = f"fetched by {token_api}{_in(took)}"
-    elif cached:
-        text = f"in the cache, {cached.expires - boottime():.0f} s left"
+    if isinstance(outcome, SigningError) and getattr(outcome, "endpoint", "") != "getticket":
+        return Finding("access_token", False, outcome.what, outcome.advice)
+    if token_api in wechat.took:
+        text = f"fetched by {token_api}{_in(wechat.took[token_api])}"
+    elif cached is not None:
+        text = f"in the cache, {_left(cached)}"
     else:
         text = "not in the cache, and not needed while the ticket is"
     return Finding("access_token", True, text)
+
+
+def _jsapi_ticket(wechat: WeChat, outcome: Credential | SigningError) -> Finding:
+    if isinstance(outcome, SigningError):
+        return Finding("jsapi_ticket", False, outcome.what, outcome.advice)
+    took = wechat.took.get("getticket")
+    how = "in the cache" if took is None else f"fetched{_in(took)}"
+    return Finding("jsapi_ticket", True, f"{how}, {_left(outcome)}")
+
+
+def _left(credential: Credential) -> str:
+    return f"expires in {credential.expires - boottime():.0f} s"
 
 
 def redis_advice(trouble: str) -> str:

@@ -99,12 +99,30 @@ class WeChat:
     def _call(
         self, endpoint: str, method: str, *, folder: str = "", **parameters: Any
     ) -> dict[str, Any]:
-        url = f"{self._settings.api}/cgi-bin/{folder}{endpoint}"
         began = time.monotonic()
+        body = self._request(endpoint, method, folder, parameters)
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            raise WeChatUnreachable("it is not JSON", endpoint=endpoint) from None
+        if not isinstance(answer, dict):
+            raise WeChatUnreachable("it is not a JSON object", endpoint=endpoint)
+        errcode = answer.get("errcode", 0)
+        if not isinstance(errcode, int):
+            raise WeChatUnreachable("its errcode is no number", endpoint=endpoint)
+        if errcode != 0:
+            errmsg = self._redacted(str(answer.get("errmsg", "")), parameters)
+            raise WeChatRefused(errcode, errmsg, endpoint=endpoint)
+        self.took[endpoint] = time.monotonic() - began
+        return answer
+
+    def _request(
+        self, endpoint: str, method: str, folder: str, parameters: dict[str, Any]
+    ) -> bytes:
         try:
             with self._session.request(
                 method,
-                url,
+                f"{self._settings.api}/cgi-bin/{folder}{endpoint}",
                 timeout=self._settings.timeout,
                 allow_redirects=False,
                 stream=True,
@@ -116,20 +134,7 @@ class WeChat:
             raise WeChatUnreachable(_cause(error), endpoint=endpoint) from None
         if status != 200:
             raise WeChatUnreachable(f"HTTP {status}", endpoint=endpoint)
-        try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
-            raise WeChatUnreachable("it is not JSON", endpoint=endpoint) from None
-        if not isinstance(answer, dict):
-            raise WeChatUnreachable("it is not a JSON object", endpoint=endpoint)
-        errcode = answer.get("errcode", 0)
-        if errcode == 0:
-            self.took[endpoint] = time.monotonic() - began
-            return answer
-        if not isinstance(errcode, int):
-            raise WeChatUnreachable("its errcode is no number", endpoint=endpoint)
-        errmsg = self._redacted(str(answer.get("errmsg", "")), parameters)
-        raise WeChatRefused(errcode, errmsg, endpoint=endpoint)
+        return body
 
     def _read(self, response: requests.Response) -> bytes:
         """The body, within `timeout` in all: requests' own timeout starts anew with every byte."""
