@@ -249,7 +249,8 @@ class Healthz(JsonHandler):
         error = health.error
         said: dict[str, Any] = {}
         if error is not None:
-            said = {"error": error.what, "advice": error.advice}
+            advice = error.advice
+            said = {"error": error.what, "advice": advice.en, "advice_zh": advice.zh}
         if isinstance(error, WeChatRefused):
             said["errcode"] = error.errcode
         if not health.usable:

@@ -212,7 +212,7 @@ def test_an_api_that_the_phone_does_not_have_is_shown(start: Start, phone: OpenP
     [
         (Fault(errcode=40164), "add 203.0.113.7 to the account"),
         (Fault(errcode=40125), "secret is not the one of this appid"),
-        (Fault(hang_up=True), "look whether this host reaches"),
+        (Fault(hang_up=True), "check that this host reaches"),
     ],
 )
 def test_a_refusing_wechat_is_told_with_what_to_do(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from harness import ROOT, RedisServer, Server, Start, assert_no_credential, fetch, write_ini
 
-from wechat_sign.check import redis_advice
 from wechat_sign.sandbox import Fault, Sandbox
 
 
@@ -181,7 +180,3 @@ def test_it_is_coloured_on_a_terminal_unless_no_color_is_set() -> None:
         os.close(master)
         assert ("\033[32mok" in printed) is coloured
         assert "signature" in printed
-
-
-def test_unknown_trouble_has_advice_too() -> None:
-    assert "log of Redis" in redis_advice("something new")

@@ -1,24 +1,52 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 import pytest
 
-from wechat_sign.errors import _ADVICE, WeChatRefused
+from wechat_sign import errors
+from wechat_sign.errors import Advice, WeChatRefused, redis_advice
 
 
+def all_advice(found: object) -> Iterator[Advice]:
+    """Every advice in it, however deep."""
+    if isinstance(found, Advice):
+        yield found
+    elif isinstance(found, dict):
+        for value in found.values():
+            yield from all_advice(value)
+    elif isinstance(found, tuple):
+        for value in found:
+            yield from all_advice(value)
+
+
+TABLES = {name: value for name, value in vars(errors).items() if not name.startswith("__")}
+ADVICE = sorted({advice for advice in all_advice(TABLES) if advice.en})
+
+
+@pytest.mark.parametrize("endpoint", ["token", "stable_token", "getticket"])
 @pytest.mark.parametrize(
     "errcode",
-    sorted(_ADVICE),
+    [-1, -1000, 40001, 40002, 40013, 40014, 40125, 40164, 40243, 41002, 41004, 42001]
+    + [43002, 45009, 45011, 48001, 61004, 89501, 89503, 89506, 89507],
 )
-def test_every_errcode_that_matters_has_advice(errcode: int) -> None:
-    refusal = WeChatRefused(errcode, "whatever", endpoint="getticket")
-    assert "look the errcode up" not in refusal.advice
-    assert refusal.advice in str(refusal)
-    assert str(errcode) in str(refusal)
-    assert "{" not in refusal.advice
+def test_every_errcode_that_matters_has_advice(errcode: int, endpoint: str) -> None:
+    refusal = WeChatRefused(errcode, "whatever", endpoint=endpoint)
+    unknown = WeChatRefused(99, "whatever", endpoint=endpoint).advice
+    assert refusal.advice.en != unknown.en
+    assert refusal.advice.zh != unknown.zh
+    assert "{" not in refusal.advice.en + refusal.advice.zh
+    assert str(refusal) == (
+        f"WeChat refused {endpoint} with errcode {errcode} (whatever). "
+        f"What to do: {refusal.advice.en} / {refusal.advice.zh}"
+    )
 
 
 def test_an_unknown_errcode_says_where_to_look() -> None:
-    assert "developers.weixin.qq.com" in WeChatRefused(99, "x", endpoint="token").advice
+    advice = WeChatRefused(99, "x", endpoint="token").advice
+    assert "developers.weixin.qq.com" in advice.en
+    assert "developers.weixin.qq.com" in advice.zh
 
 
 @pytest.mark.parametrize(
@@ -29,15 +57,48 @@ def test_an_unknown_errcode_says_where_to_look() -> None:
     ],
 )
 def test_40164_names_the_very_address_to_add(errmsg: str, address: str) -> None:
-    advice = WeChatRefused(40164, errmsg, endpoint="token").advice
-    assert f"add {address} to" in advice
-    assert "IP白名单" in advice
+    refusal = WeChatRefused(40164, errmsg, endpoint="token")
+    assert refusal.address == address
+    assert f"add {address} to" in refusal.advice.en
+    assert f"请把 {address} 加入 IP白名单" in refusal.advice.zh
+    assert "IP白名单" in refusal.advice.en
+
+
+def test_where_wechat_names_no_address_the_advice_has_words_for_it() -> None:
+    refusal = WeChatRefused(61004, "access clientip is not registered", endpoint="token")
+    assert refusal.address == ""
+    assert "add this server's public address to" in refusal.advice.en
+    assert "请把 本服务器的公网 IP 加入" in refusal.advice.zh
 
 
 def test_40001_means_the_secret_at_token_and_a_replaced_token_at_getticket() -> None:
-    at_token = WeChatRefused(40001, "invalid credential", endpoint="token")
-    assert "secret is not the one" in at_token.advice
-    assert not at_token.transient
+    for endpoint in ("token", "stable_token"):
+        at_token = WeChatRefused(40001, "invalid credential", endpoint=endpoint)
+        assert "secret is not the one" in at_token.advice.en
+        assert "AppSecret" in at_token.advice.zh
+        assert not at_token.transient
     at_ticket = WeChatRefused(40001, "invalid credential", endpoint="getticket")
-    assert "another program" in at_ticket.advice
+    assert "another program" in at_ticket.advice.en
+    assert "其他程序" in at_ticket.advice.zh
     assert at_ticket.transient
+
+
+def test_an_error_without_advice_is_its_sentence() -> None:
+    error = errors.PageHostNotAllowed("a.example")
+    assert str(error) == error.what
+    assert error.advice.en == error.advice.zh == ""
+
+
+def test_unknown_trouble_with_redis_has_advice_too() -> None:
+    assert "log of Redis" in redis_advice("something new").en
+    assert "Redis 的日志" in redis_advice("something new").zh
+
+
+@pytest.mark.parametrize("advice", ADVICE)
+def test_every_advice_is_in_two_languages(advice: Advice) -> None:
+    assert re.match("[A-Za-z]", advice.en)
+    assert re.search("[一-鿿]", advice.zh)
+    assert not advice.en.endswith(".")
+    assert not advice.zh.endswith("。")
+    assert not re.search("[一-鿿] ?[,;:!?()]|[,;:!?()] ?[一-鿿]", advice.zh), "half-width"
+    assert "\n" not in str(advice)

@@ -496,7 +496,8 @@ class TestHealthz(ServerCase):
         status, health = self.health()
         assert status == 503
         assert health["errcode"] == 40164
-        assert "IP白名单" in health["advice"]
+        assert "add 203.0.113.7 to the account's IP whitelist" in health["advice"]
+        assert "请把 203.0.113.7 加入 IP白名单" in health["advice_zh"]
 
 
 class TestPage(ServerCase):

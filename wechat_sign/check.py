@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .cache import Cache, Credential, boottime
 from .credentials import WeChat
-from .errors import SigningError
+from .errors import Advice, SigningError, redis_advice
 from .renewal import Renewal
 from .settings import Settings
 from .signature import WxConfig
@@ -23,7 +23,7 @@ class Finding:
     name: str
     ok: bool
     text: str
-    advice: str = ""
+    advice: Advice | None = None
 
 
 def check(settings: Settings, cache: Cache) -> Iterator[Finding]:
@@ -94,31 +94,6 @@ def _jsapi_ticket(wechat: WeChat, outcome: Credential | SigningError) -> Finding
 
 def _left(credential: Credential) -> str:
     return f"expires in {credential.expires - boottime():.0f} s"
-
-
-def redis_advice(trouble: str) -> str:
-    """What to do about a failure, by the words that Redis and redis-py have for it."""
-    for words, advice in {
-        ("Authentication", "NOAUTH", "WRONGPASS", "username-password", "NOPERM"): (
-            "correct password (and username, where Redis has users) in [redis]"
-        ),
-        ("SSL", "ssl", "closed by server", "reset by peer"): (
-            "set tls in [redis] as this Redis has it: yes where it speaks TLS, no where it doesn't"
-        ),
-        ("refused",): "start Redis, or correct host and port in [redis]; empty host: do without it",
-        ("Timeout",): (
-            "look whether a firewall is in between, whether Redis hangs, and whether it "
-            "speaks TLS (tls in [redis])"
-        ),
-        ("Name or service", "resolution", "nodename", "getaddrinfo"): (
-            "correct host in [redis]: its name is not known to DNS"
-        ),
-        ("ReadOnly",): "give the primary's host in [redis]: this one is a read-only replica",
-        ("OutOfMemory", "OOM"): "give Redis more maxmemory, or another db or instance",
-    }.items():
-        if any(word in trouble for word in words):
-            return advice
-    return "look at host, port and db in [redis], and at the log of Redis"
 
 
 def _in(seconds: float) -> str:
