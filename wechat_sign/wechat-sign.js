@@ -34,38 +34,52 @@
     return location.href.split('#')[0]
   }
 
+  // Resolves to what wx.config takes, and the url that was signed. Its Error has a `status` (0: no
+  // answer), and the server's `reason` and `errcode` where it was the server that answered.
   function fetchConfig(url) {
     return fetch(server + '/getApi?url=' + encodeURIComponent(url)).then(function (answer) {
-      return answer.json().then(function (body) {
-        if (answer.ok) return body
-        throw new Error('the signing server answers ' + answer.status + ': ' + body.error)
+      return answer.json().catch(function () {}).then(function (body) {
+        body = body || {}
+        if (answer.ok && body.signature) {
+          return { config: body, signedUrl: answer.headers.get('Signed-Url') || url }
+        }
+        throw Object.assign(new Error('the signing server answers ' + answer.status + ': ' +
+          (body.error || 'not JSON of its own')),
+        { status: answer.status, reason: body.error, errcode: body.errcode })
       })
     }, function () {
-      throw new Error('the signing server can\'t be reached at ' + server +
-        '; if it can be, its page_hosts lacks ' + location.hostname)
+      throw Object.assign(new Error('the signing server can\'t be reached at ' + server +
+        '; if it can be, its page_hosts lacks ' + location.hostname), { status: 0 })
     })
   }
 
-  // Resolves when WeChat accepts, rejects with its message. WeChat calls ready after error, too.
+  // Resolves to the phone's answer about jsApiList when WeChat accepts, rejects with its message.
   function configure(config) {
     return new Promise(function (resolve, reject) {
-      setTimeout(function () { reject(new Error('WeChat does not answer wx.config')) }, PATIENCE)
+      var silence = Object.assign(new Error('WeChat does not answer wx.config'), { silent: true })
+      setTimeout(reject, PATIENCE, silence)
       wx.error(function (error) { reject(new Error(error.errMsg || 'config:fail')) })
-      wx.config(config)
-      wx.ready(function () {
+      wx.config(copy(config))
+      wx.ready(function () { // comes after error, too
         // From the second wx.config on, ready comes at once. checkJsApi waits its turn.
-        wx.checkJsApi({ jsApiList: [SHARING[0]], complete: resolve })
+        wx.checkJsApi({ jsApiList: copy(config.jsApiList), complete: resolve })
       })
     })
+  }
+
+  // WeChat's script renames inside the very list that it is given.
+  function copy(value) {
+    return JSON.parse(JSON.stringify(value))
   }
 
   function sign(url, otherUrl) {
     signed = url
-    return fetchConfig(url).then(function (config) {
+    return fetchConfig(url).then(function (answer) {
+      var names = answer.config.jsApiList
       SHARING.forEach(function (name) {
-        if (config.jsApiList.indexOf(name) < 0) config.jsApiList.push(name)
+        if (names.indexOf(name) < 0) names.push(name)
       })
-      return configure(config)
+      return configure(answer.config)
     }).catch(function (error) {
       if (!otherUrl || !/invalid signature/.test(error.message)) throw error
       return sign(otherUrl)
@@ -111,6 +125,8 @@
     current = data || {}
     return apply(++turn)
   }
+  // Its two steps, for the server's own page, which shows each.
+  Object.assign(window.wechatSign, { fetchConfig: fetchConfig, configure: configure })
 
   function routeChanged() {
     if (current === null) return
