@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import hashlib
 import io
+import json
 import logging
 import os
 import secrets
@@ -35,6 +37,7 @@ from wechat_sign.cache import Cache
 from wechat_sign.check import Finding, check
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import (
+    CAUSES,
     BadPageUrl,
     ConfigError,
     PageHostNotAllowed,
@@ -71,8 +74,13 @@ SO_ATTACH_FILTER = 26
 """Linux's number, which Python's socket module does not name."""
 
 _FILES = Path(__file__).with_name("wechat_sign")
-PAGE = (_FILES / "page.html").read_text(encoding="utf-8")
 SCRIPT = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
+PAGE = (
+    (_FILES / "page.html")
+    .read_text(encoding="utf-8")
+    .replace("{{causes}}", json.dumps(CAUSES, ensure_ascii=False).replace("<", "\\u003c"))
+    .replace("{{version}}", hashlib.sha256(SCRIPT.encode()).hexdigest()[:12])  # for caches
+)
 PAGE_POLICY = (
     "default-src 'none'; style-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; "
     "script-src 'nonce-{nonce}' https://res.wx.qq.com https://res2.wx.qq.com; "

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Start
+from harness import ROOT, Start
 
+from wechat_sign.errors import CAUSES
 from wechat_sign.sandbox import Fault, Sandbox
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -81,6 +84,17 @@ class Phone:
         self.page.wait_for_selector("body[data-verdict]:not([data-verdict=checking])")
         return str(self.page.evaluate("document.body.dataset.verdict"))
 
+    def assert_failed(self, step: str, said: str, kind: str, code: str) -> None:
+        """The step failed with these words, and has these causes in the reader's language."""
+        assert self.verdict() == "failed"
+        bad = self.page.eval_on_selector_all(".steps .bad", "items => items.map(i => i.id)")
+        assert bad == [step]
+        assert said in self.page.inner_text(f"#{step}")
+        language = "zh" if self.page.evaluate("navigator.language") == "zh-CN" else "en"
+        items = self.page.eval_on_selector_all(".causes li", "items => items.map(i => i.innerText)")
+        assert items == [getattr(advice, language) for advice in CAUSES[kind][code]]
+        assert "JS接口安全域名" not in self.text()
+
     def text(self) -> str:
         return str(self.page.inner_text("main"))
 
@@ -138,12 +152,92 @@ def test_wechats_second_host_serves_where_the_first_fails(start: Start, phone: O
     assert tab.scripts == ["https://res2.wx.qq.com/open/js/jweixin-1.6.0.js"]
 
 
-def test_where_no_host_serves_the_page_says_so(start: Start, phone: OpenPhone) -> None:
+def test_the_shipped_list_of_apis_passes(start: Start, phone: OpenPhone) -> None:
+    """Though WeChat's script renames some of them in the list that it is given."""
+    example = ConfigParser()
+    example.read(ROOT / "config.example.ini", encoding="utf-8")
+    names = example["jssdk"]["js_api_list"].replace("\n", " ")
+    assert "onMenuShareTimeline" in names
     tab = phone()
-    tab.page.route("https://*.wx.qq.com/**", lambda route: route.abort())
+    tab.open(start("[jssdk]", f"js_api_list = {names}").url + "/")
+    assert tab.verdict() == "allWell"
+    chips = tab.page.eval_on_selector_all(".chips span", "chips => chips.map(c => c.textContent)")
+    assert chips == names.replace(" ", "").split(",")
+
+
+Break = Callable[[Any], None]
+"""What a route of playwright does to a request."""
+
+
+def cut(route: Any) -> None:
+    route.abort()
+
+
+def answered(status: int, body: str) -> Break:
+    return lambda route: route.fulfill(status=status, body=body)
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+@pytest.mark.parametrize(
+    ("at", "broken", "step", "code", "en", "zh"),
+    [
+        ("getApi", cut, "sign", "no answer", "this server did not answer", "本服务没有响应"),
+        ("getApi", answered(502, "<h1>"), "sign", "not JSON", "HTTP 502, not JSON", "HTTP 502，"),
+        ("getApi", answered(200, "<h1>"), "sign", "not JSON", "HTTP 200, not JSON", "HTTP 200，"),
+        ("getApi", answered(200, "{}"), "sign", "not JSON", "HTTP 200, not JSON", "HTTP 200，"),
+        ("wechat-sign.js", cut, "sign", "no script", "wechat-sign.js could not", "无法从本服务"),
+        ("wechat-sign.js", answered(404, ""), "sign", "no script", "could not", "无法从本服务"),
+        ("jweixin", cut, "script", "", "neither res.wx.qq.com nor res2.", "均无法加载"),
+    ],
+)
+def test_each_step_that_fails_has_its_own_causes(
+    start: Start,
+    phone: OpenPhone,
+    locale: str,
+    at: str,
+    broken: Break,
+    step: str,
+    code: str,
+    en: str,
+    zh: str,
+) -> None:
+    tab = phone(locale=locale)
+    tab.page.route(re.compile(at), broken)
     tab.open(start().url + "/")
-    assert tab.verdict() == "failed"
-    assert "neither res.wx.qq.com nor res2.wx.qq.com" in tab.text()
+    tab.assert_failed(f"step{step.title()}", zh if locale == "zh-CN" else en, step, code)
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_a_wechat_that_never_answers_is_told(start: Start, phone: OpenPhone, locale: str) -> None:
+    tab = phone(locale=locale)
+    silent = "window.wx = {config() {}, ready() {}, error() {}}"
+    tab.page.route("https://*.wx.qq.com/**", lambda route: route.fulfill(body=silent))
+    tab.page.clock.install()
+    tab.open(start().url + "/")
+    tab.page.wait_for_selector("#stepScript.good")
+    tab.page.clock.fast_forward(5_000)
+    assert tab.page.evaluate("document.body.dataset.verdict") == "checking"
+    tab.page.clock.fast_forward(15_000)
+    said = {"en-US": "WeChat did not answer in time", "zh-CN": "微信未在规定时间内响应"}[locale]
+    tab.assert_failed("stepConfig", said, "phone", "silent")
+
+
+def test_a_url_that_can_not_be_signed_is_told(start: Start, phone: OpenPhone) -> None:
+    tab = phone()
+    tab.open(start().url + "/?" + "x" * 3000)
+    tab.assert_failed("stepSign", "url is longer than 2048 characters", "sign", "400")
+
+
+def test_advice_on_something_else_is_not_taken(
+    start: Start, phone: OpenPhone, wechat: Sandbox
+) -> None:
+    """/healthz may be answered by another instance than /getApi."""
+    wechat.faults["token"] = Fault(errcode=40164)
+    tab = phone()
+    other = {"errcode": 40125, "advice": "wrong", "advice_zh": "错"}
+    tab.page.route("**/healthz", lambda route: route.fulfill(json=other))
+    tab.open(start().url + "/")
+    tab.assert_failed("stepSign", "errcode 40164", "sign", "")
 
 
 def test_a_dead_ticket_shows_as_invalid_signature_with_its_causes(
@@ -185,7 +279,9 @@ def test_a_url_changed_on_the_way_is_marked_where_it_differs(
         ("invalid url domain", "JS接口安全域名"),
         ("permission denied", "微信认证"),
         ("the permission value is offline verifying", "js_api_list"),
-        ("fail", "JS接口安全域名"),
+        ("fail", "a field of wx.config is missing"),
+        ("invalid args", "at least one API"),
+        ("something new", "appendix 5"),
     ],
 )
 def test_each_of_the_phones_messages_has_its_causes(
@@ -197,6 +293,7 @@ def test_each_of_the_phones_messages_has_its_causes(
     assert tab.verdict() == "failed"
     assert f"config:{problem}" in tab.text()
     assert cause in tab.text()
+    assert ("JS接口安全域名" in tab.text()) is (problem == "invalid url domain")
 
 
 def test_an_api_that_the_phone_does_not_have_is_shown(start: Start, phone: OpenPhone) -> None:
@@ -204,6 +301,7 @@ def test_an_api_that_the_phone_does_not_have_is_shown(start: Start, phone: OpenP
     tab.open(start("[jssdk]", "js_api_list = scanQRCode, tooNewApi").url + "/")
     assert tab.verdict() == "failed"
     assert "function not exist: tooNewApi" in tab.text()
+    assert "update the WeChat app" in tab.text()
     assert tab.page.inner_text(".chips .bad") == "tooNewApi"
 
 
@@ -238,7 +336,7 @@ def test_a_page_host_that_is_not_listed_is_told(start: Start, phone: OpenPhone) 
     tab = phone()
     tab.open(start("[jssdk]", "page_hosts = h5.example.com").url + "/")
     assert tab.verdict() == "failed"
-    assert "add this page’s host to page_hosts" in tab.text()
+    assert "add this page's host to page_hosts" in tab.text()
 
 
 def test_outside_wechat_the_page_says_where_to_open_it(start: Start, phone: OpenPhone) -> None:

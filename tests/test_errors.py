@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from harness import ROOT
 
 from wechat_sign import errors
 from wechat_sign.errors import Advice, WeChatRefused, redis_advice
@@ -102,3 +103,24 @@ def test_every_advice_is_in_two_languages(advice: Advice) -> None:
     assert not advice.zh.endswith("。")
     assert not re.search("[一-鿿] ?[,;:!?()]|[,;:!?()] ?[一-鿿]", advice.zh), "half-width"
     assert "\n" not in str(advice)
+
+
+def parts_of(advice: Advice) -> Iterator[str]:
+    """All that is long enough not to be there by chance: 30 letters, 8 Chinese characters."""
+    for words, length in ((advice.en, 30), (advice.zh, 8)):
+        for at in range(len(words) - length + 1):
+            part = words[at : at + length]
+            if words is advice.en or len(re.findall("[一-鿿]", part)) > length / 2:
+                yield part
+
+
+def test_no_advice_is_given_twice() -> None:
+    """In its own words, whole or in part: a copy is what drifts apart."""
+    assert len({id(advice) for advice in all_advice(TABLES) if advice.en}) == len(ADVICE)
+    assert len({advice.en for advice in ADVICE}) == len(ADVICE)
+    assert len({advice.zh for advice in ADVICE}) == len(ADVICE)
+    parts = {part for advice in ADVICE for part in parts_of(advice)}
+    for path in [ROOT / "server.py", *(ROOT / "wechat_sign").glob("*.*")]:
+        if path.name != "errors.py":
+            text = path.read_text(encoding="utf-8")
+            assert [part for part in parts if part in text] == [], path.name

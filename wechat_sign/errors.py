@@ -345,7 +345,7 @@ CAUSES: Final[dict[str, dict[str, tuple[Advice, ...]]]] = {
             Advice(
                 "this is not the WeChat app, though its user agent says so (a browser, an "
                 "emulator): open the page in the app",
-                "当前并非微信，只是 User-Agent 自称微信（浏览器、模拟器）：请在微信中打开本页",
+                "当前并非微信，只是 User-Agent 自称微信（浏览器、模拟器）：请改用微信 App 打开",
             ),
             Advice(
                 "the phone does not reach WeChat, or its network is slow: try again",
@@ -368,7 +368,7 @@ CAUSES: Final[dict[str, dict[str, tuple[Advice, ...]]]] = {
         "invalid signature": (
             Advice(
                 "the url that was signed is not the page's: compare the two below",
-                "签名所用的 url 与页面的 url 不一致：请对照下方",
+                "所签的 url 不是本页的 url：请对照下方",
             ),
             _QUERY_CHANGED,
             Advice(
@@ -390,7 +390,7 @@ CAUSES: Final[dict[str, dict[str, tuple[Advice, ...]]]] = {
                 "请在 config.ini 的 js_api_list 中至少填写一个接口",
             ),
         ),
-        "fail": (
+        "config:fail": (
             Advice(
                 "a field of wx.config is missing or wrong: check appid in config.ini, and that "
                 "no proxy changes the JSON",
@@ -398,7 +398,15 @@ CAUSES: Final[dict[str, dict[str, tuple[Advice, ...]]]] = {
             ),
             _OLD_APP,
         ),
-        "": (_OLD_APP, _ANOTHER_ACCOUNT),
+        "": (
+            Advice(
+                "look the message up in WeChat's JS-SDK guide, appendix 5 "
+                "(developers.weixin.qq.com)",
+                "请在微信 JS-SDK 说明文档的“附录5-常见错误及解决方法”中查询该信息"
+                "（developers.weixin.qq.com）",
+            ),
+            _OLD_APP,
+        ),
     },
 }
 """Why a step of the page failed, most often first, by the step and what it got: a status of this
