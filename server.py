@@ -497,7 +497,7 @@ def print_step(step: Finding) -> None:
     word = "ok  " if step.ok else "FAIL"
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         word = f"\033[{32 if step.ok else 31}m{word}\033[0m"
-    what_to_do = f"\n      What to do: {step.advice}" if step.advice else ""
+    what_to_do = f"\n      What to do: {step.advice}" if step.advice.en else ""
     print(f"{word}  {step.name:12}  {step.text}{what_to_do}", flush=True)
 
 

@@ -182,12 +182,12 @@ def answered(status: int, body: str) -> Break:
     ("at", "broken", "step", "code", "en", "zh"),
     [
         ("getApi", cut, "sign", "no answer", "this server did not answer", "本服务没有响应"),
-        ("getApi", answered(502, "<h1>"), "sign", "not JSON", "HTTP 502, not JSON", "HTTP 502，"),
-        ("getApi", answered(200, "<h1>"), "sign", "not JSON", "HTTP 200, not JSON", "HTTP 200，"),
-        ("getApi", answered(200, "{}"), "sign", "not JSON", "HTTP 200, not JSON", "HTTP 200，"),
+        ("getApi", answered(502, "<h1>"), "sign", "not json", "HTTP 502, not JSON", "HTTP 502，"),
+        ("getApi", answered(200, "<h1>"), "sign", "not json", "HTTP 200, not JSON", "HTTP 200，"),
+        ("getApi", answered(200, "{}"), "sign", "not json", "HTTP 200, not JSON", "HTTP 200，"),
         ("wechat-sign.js", cut, "sign", "no script", "wechat-sign.js could not", "无法从本服务"),
         ("wechat-sign.js", answered(404, ""), "sign", "no script", "could not", "无法从本服务"),
-        ("jweixin", cut, "script", "", "neither res.wx.qq.com nor res2.", "均无法加载"),
+        ("jweixin", cut, "script", "else", "neither res.wx.qq.com nor res2.", "均无法加载"),
     ],
 )
 def test_each_step_that_fails_has_its_own_causes(
@@ -237,7 +237,7 @@ def test_advice_on_something_else_is_not_taken(
     other = {"errcode": 40125, "advice": "wrong", "advice_zh": "错"}
     tab.page.route("**/healthz", lambda route: route.fulfill(json=other))
     tab.open(start().url + "/")
-    tab.assert_failed("stepSign", "errcode 40164", "sign", "")
+    tab.assert_failed("stepSign", "errcode 40164", "sign", "else")
 
 
 def test_a_dead_ticket_shows_as_invalid_signature_with_its_causes(

@@ -251,6 +251,38 @@ def test_what_redis_did_not_take_gives_way_to_what_is_newer(
     assert own_redis.run("GET", KEY) == "theirs"
 
 
+def test_what_redis_did_not_take_serves_where_redis_has_what_ends_sooner(
+    own_redis: RedisServer, clock: MovedClock
+) -> None:
+    cache = cache_on(own_redis, clock)
+    own_redis.kill()
+    cache.put(KEY, lasting(clock, "mine", 200))
+    own_redis.start()
+    own_redis.run("SET", KEY, "theirs", "EX", 50)
+    clock.advance(REDIS_PAUSE)
+    assert value_of(cache.get(KEY)) == "mine"
+    cache.sync()
+    assert own_redis.run("GET", KEY) == "mine"
+
+
+def test_what_was_last_read_serves_while_redis_is_down(
+    own_redis: RedisServer, clock: MovedClock
+) -> None:
+    own_redis.run("SET", KEY, "theirs", "EX", 50)
+    cache = cache_on(own_redis, clock)
+    cache.get(KEY)
+    own_redis.kill()
+    assert value_of(cache.get(KEY)) == "theirs"
+
+
+def test_the_tickets_marker_protects_no_token(redis_server: RedisServer, clock: MovedClock) -> None:
+    cache = cache_on(redis_server, clock)
+    cache.put(KEY, lasting(clock, "t", 7100, fresh_for=600))
+    redis_server.run("SET", OTHER_KEY, "theirs", "EX", 50)
+    cache.put(OTHER_KEY, lasting(clock, "mine", 100))
+    assert redis_server.run("GET", OTHER_KEY) == "mine"
+
+
 def test_an_unreachable_redis_is_left_alone_for_a_while(
     own_redis: RedisServer, clock: MovedClock
 ) -> None:

@@ -176,6 +176,47 @@ def test_what_is_over_is_waited_for(wechat: Sandbox, clock: MovedClock) -> None:
     running(scenario)
 
 
+def test_a_ticket_that_nobody_renews_is_looked_at_every_10_s_all_the_same(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    redis_server.run("SET", TICKET_KEY, "theirs", "EX", 1000)
+
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, redis_server, clock=clock)
+        await tickets.current()
+        await tickets.refresh()
+        before = redis_server.commands
+        for _ in range(9):
+            clock.advance(1)
+            assert await at_once(tickets.current()) == "theirs"
+        assert await tickets.refresh() == "theirs"  # so that none is in flight
+        assert redis_server.commands - before < 12  # those of one look and of this test
+
+    running(scenario)
+
+
+@pytest.mark.parametrize(("expires_in", "later"), [(6, 3), (0.4, 0.45)])
+def test_a_ticket_that_ends_soon_is_replaced_in_time(
+    wechat: Sandbox, clock: MovedClock, expires_in: float, later: float
+) -> None:
+    body = b'{"ticket": "brief", "expires_in": %.1f}' % expires_in
+    wechat.faults["getticket"] = Fault(body=body)
+
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, clock=clock)
+        assert await tickets.current() == "brief"
+        wechat.faults.clear()
+        clock.advance(later)
+        waits = later > expires_in
+        assert (await tickets.current() == wechat.ticket) is waits
+        await tickets.refresh()
+        assert await at_once(tickets.current()) == wechat.ticket
+        assert wechat.calls["getticket"] == 2
+
+    running(scenario)
+
+
 @pytest.mark.parametrize("life", [(), ("EX", 100)])
 def test_a_new_instance_serves_an_older_ticket_at_once_and_replaces_it(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, life: tuple[object, ...]
@@ -362,6 +403,22 @@ def test_the_age_is_never_negative_whoever_wrote_the_ticket(
         await tickets.current()
         assert tickets.health().age == 0
         clock.advance(30)
+        assert tickets.health().age == 30
+
+    running(scenario)
+
+
+def test_the_age_of_a_ticket_that_nobody_confirmed_counts_from_the_first_look(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    redis_server.run("SET", TICKET_KEY, "theirs", "EX", 1000)
+
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, redis_server, clock=clock)
+        await tickets.current()
+        clock.advance(30)
+        await tickets.refresh()
         assert tickets.health().age == 30
 
     running(scenario)

@@ -164,8 +164,7 @@ class Cache:
     def sync(self) -> None:
         """Writes back what Redis lost or did not take, where nothing newer is there by now."""
         for key in self._dirty & self._mirror.keys():
-            if self._clock() < self._mirror[key].expires:
-                self.put(key, self._mirror[key])
+            self.put(key, self._mirror[key])
 
     @contextmanager
     def lock(self, *, wait: float) -> Iterator[None]:
@@ -245,9 +244,7 @@ class RedisStore:
         # WeChat grants no more: whoever wrote a longer life did not get it from there.
         life = life / 1000 if 0 <= life <= GRANTED_LIFE * 1000 else UNDATED_LIFE
         confirmed = digest == hashlib.sha1(value).hexdigest().encode()
-        return Credential.lasting(
-            text, self._clock(), life, min(fresh_for / 1000, life) if confirmed else 0.0
-        )
+        return Credential.lasting(text, self._clock(), life, fresh_for / 1000 if confirmed else 0.0)
 
     def write(self, key: str, credential: Credential) -> bool:
         """Sets credential and marker at once, if the lock is held or nothing newer is there."""

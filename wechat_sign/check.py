@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .cache import Cache, Credential, boottime
 from .credentials import WeChat
-from .errors import Advice, SigningError, redis_advice
+from .errors import NO_ADVICE, Advice, SigningError, redis_advice
 from .renewal import Renewal
 from .settings import Settings
 from .signature import WxConfig
@@ -23,7 +23,7 @@ class Finding:
     name: str
     ok: bool
     text: str
-    advice: Advice | None = None
+    advice: Advice = NO_ADVICE
 
 
 def check(settings: Settings, cache: Cache) -> Iterator[Finding]:
