@@ -340,6 +340,9 @@ def test_what_wechat_grants_again_is_not_refused_any_longer(
     cache.drop(KEY, "t")
     cache.put(KEY, lasting(clock, "t", 100))
     assert value_of(cache.get(KEY)) == "t"
+    redis_server.run("DEL", KEY)
+    cache.sync()
+    assert not redis_server.run("EXISTS", KEY)  # it was taken for what Redis has
 
 
 def test_a_command_that_redis_does_not_know_is_not_repeated_in_the_log(
