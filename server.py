@@ -1,40 +1,30 @@
-"""The signing server: routes, handlers, command line, start and stop."""
+"""The signing server: routes, request handlers, command line."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import hashlib
 import io
 import json
 import logging
 import os
 import secrets
-import signal
 import socket
-import struct
 import sys
 import time
 from asyncio import Future
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tornado.httpserver import HTTPServer
-from tornado.ioloop import PeriodicCallback
-from tornado.iostream import IOStream
 from tornado.log import access_log
-from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
 
-if sys.platform != "win32":
-    import resource
-
+from wechat_sign import process
 from wechat_sign.cache import Cache
-from wechat_sign.check import Finding, check
+from wechat_sign.check import Finding, print_check, print_findings
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import (
     CAUSES,
@@ -46,32 +36,15 @@ from wechat_sign.errors import (
 )
 from wechat_sign.page_url import MAX_LENGTH, host_is_listed, host_of, page_url
 from wechat_sign.renewal import Renewal
-from wechat_sign.sandbox import Sandbox
+from wechat_sign.sandbox import Sandbox, print_banner
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
 from wechat_sign.signature import WxConfig
 from wechat_sign.tickets import JsapiTickets
 
 log = logging.getLogger("server")
 
-LOOK_EVERY = 60
+REFRESH_INTERVAL = 60
 """Seconds between the server's own looks at the ticket."""
-DRAIN = 5.0
-"""Seconds that answers under way have left when the server is told to stop."""
-QUIET = 0.2
-"""Seconds without a request after which a stopping server takes it that none is on its way."""
-MOST_CONNECTIONS = 4096
-"""Connections at once; an idle one takes some 10 KiB."""
-BACKLOG = 1024
-"""Connections that wait in the kernel's queue."""
-LIMITS = {
-    "max_header_size": 32 * 1024,  # an escaped url of 2048 Chinese characters is 18 KiB
-    "max_body_size": 16 * 1024,  # no request here has one
-    "max_buffer_size": 64 * 1024,
-    "idle_connection_timeout": 75,  # seconds; more than the 60 of nginx, which must close first
-    "body_timeout": 10,  # seconds
-}
-SO_ATTACH_FILTER = 26
-"""Linux's number, which Python's socket module does not name."""
 
 _FILES = Path(__file__).with_name("wechat_sign")
 SCRIPT = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
@@ -88,18 +61,15 @@ PAGE_POLICY = (
     # WeChat's script talks to the app through frames and reports through images.
     "frame-src weixin: wvjbscheme:; img-src data: https://open.weixin.qq.com"
 )
-_STATUS: dict[type[SigningError], int] = {BadPageUrl: 400, PageHostNotAllowed: 403}
 
 
 class SigningApplication(Application):
-    """The routes, and what the handlers share; it counts requests, for a stop to wait for them."""
+    """The routes, and what the handlers share. A class because Tornado's handlers ask for one."""
 
     def __init__(self, settings: Settings, tickets: JsapiTickets) -> None:
-        self.config = settings
+        self.jssdk = settings.jssdk
         self.tickets = tickets
         self.wx_config = WxConfig(settings.wechat.appid, settings.jssdk)
-        self.under_way = 0
-        self.last_end = 0.0
         self.stopping = False
         routes = [("/getApi", GetApi), ("/healthz", Healthz), ("/wechat-sign\\.js", Script)]
         if settings.server.page:
@@ -107,54 +77,12 @@ class SigningApplication(Application):
         super().__init__(routes, default_handler_class=NotFound, log_function=log_request)
 
 
-class BoundedServer(HTTPServer):
-    """Has so many connections at the most, and closes the one that was quiet longest for a new
-    one. A class because it carries them in that order."""
-
-    def initialize(self, *arguments: Any, **more: Any) -> None:
-        super().initialize(*arguments, **more)
-        self._quiet_longest: dict[Any, None] = {}
-        self._most = min(MOST_CONNECTIONS, file_descriptors() * 3 // 4)
-
-    def start_request(self, server_conn: object, request_conn: Any) -> Any:
-        """Tornado calls it when a connection begins to wait for a request."""
-        self._quiet_longest.pop(server_conn, None)
-        self._quiet_longest[server_conn] = None
-        if len(self._quiet_longest) > self._most:
-            quiet: Any = next(iter(self._quiet_longest))
-            del self._quiet_longest[quiet]
-            quiet.stream.close()
-        return super().start_request(server_conn, request_conn)
-
-    def on_close(self, server_conn: object) -> None:
-        self._quiet_longest.pop(server_conn, None)
-        super().on_close(server_conn)
-
-
-def file_descriptors() -> int:
-    """How many this process may have, after asking for more where it is a few."""
-    if sys.platform == "win32":
-        return MOST_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_CONNECTIONS * 4 // 3
-    if soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return soft
-
-
-class JsonHandler(RequestHandler):
-    """Answers in JSON, errors included, and is never cached."""
+class BaseHandler(RequestHandler):
+    """What all answers have in common: they are not cached, and errors are JSON."""
 
     application: SigningApplication
     refusal = ""
-
-    def initialize(self) -> None:
-        self.application.under_way += 1
-
-    def on_finish(self) -> None:
-        self.application.under_way -= 1
-        self.application.last_end = time.monotonic()
+    """Why the request was refused, for the log."""
 
     def set_default_headers(self) -> None:
         self.set_header("Cache-Control", "no-store")
@@ -165,12 +93,9 @@ class JsonHandler(RequestHandler):
         return super().finish(chunk)
 
     def compute_etag(self) -> None:
-        """None: no answer is the same twice."""
+        """No answer is the same twice."""
 
-    def check_etag_header(self) -> bool:
-        return False
-
-    def refuse(self, status: int, error: str, **more: Any) -> None:
+    def refuse(self, status: int, /, error: str, **more: Any) -> None:
         self.set_status(status)
         self.refusal = error
         self.finish({"error": error, **more})
@@ -181,23 +106,23 @@ class JsonHandler(RequestHandler):
         self.refuse(status_code, f"{self._reason}: {self.request.method} {self.request.path}")
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if not isinstance(value, HTTPError):  # those stand in the access log
+        if not isinstance(value, HTTPError):  # the access log has those
             super().log_exception(typ, value, tb)
 
 
-class NotFound(JsonHandler):
+class NotFound(BaseHandler):
     """Every path that is not a route."""
 
     def prepare(self) -> None:
         self.refuse(404, f"there is nothing at {self.request.path}; try /getApi?url=")
 
 
-class GetApi(JsonHandler):
+class GetApi(BaseHandler):
     """`GET /getApi?url=PAGE`: what the page hands to `wx.config`."""
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
-        page_hosts = self.application.config.jssdk.page_hosts
+        page_hosts = self.application.jssdk.page_hosts
         if page_hosts:
             self.set_header("Vary", "Origin")
             origin = self.request.headers.get("Origin", "")
@@ -207,19 +132,15 @@ class GetApi(JsonHandler):
 
     async def get(self) -> None:
         try:
-            page_hosts = self.application.config.jssdk.page_hosts
-            url = page_url(self.request.query.encode("latin-1"), page_hosts)
-        except SigningError as error:
-            self.refuse(_STATUS[type(error)], str(error))
-            return
-        try:
+            query = self.request.query.encode("latin-1")
+            url = page_url(query, self.application.jssdk.page_hosts)
             ticket = await self.application.tickets.current()
         except SigningError as error:
-            self.refuse_for(error)
-        else:
-            self.answer(url, ticket)
-
-    def answer(self, url: str, ticket: str) -> None:
+            status, answer = http_error(error)
+            if status >= 500:
+                self.set_header("Retry-After", str(self.application.tickets.retry_after))
+            self.refuse(status, **answer)
+            return
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         # What was signed, for comparing; the JSON has wx.config's keys and no others.
         told = url if url.isascii() else url.encode("ascii", "backslashreplace").decode()
@@ -236,43 +157,41 @@ class GetApi(JsonHandler):
             if wanted:
                 self.set_header("Access-Control-Allow-Headers", wanted)
 
-    def refuse_for(self, error: SigningError) -> None:
-        """The caller learns the kind and the errcode; the whole story is in the log."""
-        self.set_header("Retry-After", str(self.application.tickets.retry_after))
-        if isinstance(error, WeChatRefused):
-            self.refuse(
-                502,
-                f"WeChat refuses with errcode {error.errcode}; the server's log says what to do",
-                errcode=error.errcode,
-            )
-        else:
-            self.refuse(503, "no ticket to sign with just now; the server's log says why")
+
+def http_error(error: SigningError) -> tuple[int, dict[str, Any]]:
+    """Status and answer. The caller learns the kind and the errcode; the log has all of it."""
+    match error:
+        case BadPageUrl():
+            return 400, {"error": str(error)}
+        case PageHostNotAllowed():
+            return 403, {"error": str(error)}
+        case WeChatRefused(errcode=errcode):
+            text = f"WeChat refuses with errcode {errcode}; the server's log says what to do"
+            return 502, {"error": text, "errcode": errcode}
+    return 503, {"error": "no ticket to sign with just now; the server's log says why"}
 
 
-class Healthz(JsonHandler):
+class Healthz(BaseHandler):
     """`GET /healthz`: whether pages can be signed, for load balancers and monitors. No I/O."""
 
     def get(self) -> None:
         health = self.application.tickets.health()
-        error = health.error
-        said: dict[str, Any] = {}
-        if error is not None:
-            advice = error.advice
-            said = {"error": error.what, "advice": advice.en, "advice_zh": advice.zh}
-        if isinstance(error, WeChatRefused):
-            said["errcode"] = error.errcode
-        if not health.usable:
-            self.refusal = error.what if error else "no ticket yet"
-            self.set_status(503)
-            self.finish({"status": "failing", "cache": health.cache, "error": self.refusal, **said})
-            return
-        ages = {"ticket_age": int(health.age), "ticket_usable_for": int(health.remaining)}
-        self.finish({"status": "ok", **ages, "cache": health.cache, **said})
+        told: dict[str, Any] = {"cache": health.cache}
+        if health.error is not None:
+            advice = health.error.advice
+            told |= {"error": health.error.what, "advice": advice.en, "advice_zh": advice.zh}
+        if isinstance(health.error, WeChatRefused):
+            told["errcode"] = health.error.errcode
+        if health.usable:
+            ages = {"ticket_age": int(health.age), "ticket_usable_for": int(health.remaining)}
+            self.finish({"status": "ok", **ages, **told})
+        else:
+            self.refuse(503, **{"error": "no ticket yet", "status": "failing", **told})
 
     head = get
 
 
-class Page(JsonHandler):
+class Page(BaseHandler):
     """`GET /`: the page that, opened on a phone inside WeChat, shows what works."""
 
     def get(self) -> None:
@@ -282,7 +201,7 @@ class Page(JsonHandler):
         self.finish(PAGE.replace("{{nonce}}", nonce))
 
 
-class Script(JsonHandler):
+class Script(BaseHandler):
     """`GET /wechat-sign.js`: the page's half, for any origin to load."""
 
     def get(self) -> None:
@@ -296,21 +215,10 @@ def log_request(handler: RequestHandler) -> None:
     """Failures at WARNING and ERROR with the reason, the rest at INFO."""
     status = handler.get_status()
     level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
-    if access_log.isEnabledFor(level):
-        request = handler.request
-        took = 1000 * request.request_time()
-        reason = getattr(handler, "refusal", "")
-        line = "%d %s %r from %s, %.1f ms%s"
-        access_log.log(
-            level,
-            line,
-            status,
-            request.method,
-            request.uri,
-            request.remote_ip,
-            took,
-            reason and f": {reason}",
-        )
+    request, refusal = handler.request, getattr(handler, "refusal", "")
+    what = (request.method, request.uri, request.remote_ip, 1000 * request.request_time())
+    reason = refusal and f": {refusal}"
+    access_log.log(level, "%d %s %r from %s, %.1f ms%s", status, *what, reason)
 
 
 def make_tickets(settings: Settings) -> JsapiTickets:
@@ -318,84 +226,30 @@ def make_tickets(settings: Settings) -> JsapiTickets:
     return JsapiTickets(Renewal(WeChat(settings.wechat), Cache(settings), settings))
 
 
-def listen(settings: ServerSettings) -> list[socket.socket]:
-    """Bound sockets. Raises ConfigError where the address or the port can't be had."""
-    try:
-        return bind_sockets(settings.port, settings.address, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"can't listen on {settings.address} port {settings.port}: {reason}. "
-            "Choose another with --address and --port, or in [server]"
-        ) from None
-
-
 async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
-    """Runs until SIGTERM or SIGINT, then lets the answers under way finish."""
-    application = SigningApplication(settings, make_tickets(settings))
-    server = BoundedServer(application, **LIMITS)
+    """Runs until SIGTERM or SIGINT, then finishes what was begun, within DRAIN seconds."""
+    tickets = make_tickets(settings)
+    application = SigningApplication(settings, tickets)
+    limit = process.raise_file_limit(process.MAX_CONNECTIONS)
+    server = process.BoundedServer(application, limit=limit, **process.LIMITS)
     server.add_sockets(sockets)
+    refreshing = asyncio.create_task(refresh_regularly(tickets))
 
-    async def look() -> None:
-        with suppress(SigningError):  # the look-up itself has logged it
-            await application.tickets.refresh()
-
-    looking = asyncio.ensure_future(look())
-    look_again = PeriodicCallback(look, LOOK_EVERY * 1000)
-    look_again.start()
-
-    await told_to_stop()
+    await process.wait_for_stop_signal()
     log.info("stopping")
-    look_again.stop()
-    looking.cancel()
-    await drain(application, server, sockets)
-
-
-async def told_to_stop() -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        try:
-            loop.add_signal_handler(number, stop.set)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
-    await stop.wait()
-
-
-async def drain(
-    application: SigningApplication, server: HTTPServer, sockets: list[socket.socket]
-) -> None:
-    """Stops accepting, and waits up to DRAIN seconds for what was accepted."""
-    last = [listening.dup() for listening in sockets]
-    server.stop()
-    for listening in last:
-        # Connections that wait in the kernel's queue are accepted in their clients' eyes.
-        with listening, suppress(BlockingIOError):
-            let_nobody_in(listening)
-            while True:
-                connection, address = listening.accept()
-                server.handle_stream(IOStream(connection), address)
+    deadline = time.monotonic() + process.DRAIN
+    refreshing.cancel()
     application.stopping = True
-    begun = now = time.monotonic()
-    while now < begun + DRAIN and (
-        application.under_way or now < max(begun, application.last_end) + QUIET
-    ):
-        await asyncio.sleep(QUIET / 10)
-        now = time.monotonic()
-    await server.close_all_connections()
-    await application.tickets.close(timeout=max(0.0, begun + DRAIN - now))
+    await process.drain(server, deadline=deadline)
+    await tickets.close(timeout=max(0.0, deadline - time.monotonic()))
 
 
-def let_nobody_in(listening: socket.socket) -> None:
-    """Where the kernel can (Linux), from now on no connection joins the socket's queue.
-
-    Otherwise one that comes between the last accept and the close is lost.
-    """
-    if sys.platform == "linux":
-        drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0
-        program = struct.pack("HP", 1, ctypes.addressof(drop))
-        with suppress(OSError):
-            listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+async def refresh_regularly(tickets: JsapiTickets) -> None:
+    """Looks at the ticket without waiting for a page to ask for it."""
+    while True:
+        # What goes wrong is logged where it happens.
+        await asyncio.gather(tickets.refresh(), return_exceptions=True)
+        await asyncio.sleep(REFRESH_INTERVAL)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -403,12 +257,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="server.py", description="Signs pages for WeChat's JS-SDK: GET /getApi?url=PAGE"
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--config",
-        type=Path,
-        default=Path("config.ini"),
-        help="the INI file (default: %(default)s)",
-    )
+    text = "the INI file (default: %(default)s)"
+    source.add_argument("--config", type=Path, default=Path("config.ini"), help=text)
     source.add_argument(
         "--sandbox", action="store_true", help="try it: no INI file, WeChat account or Redis"
     )
@@ -438,6 +288,19 @@ def log_to_stderr(*, verbose: bool) -> None:
             logging.getLogger(name).setLevel(logging.DEBUG)
 
 
+def settings_from(given: argparse.Namespace) -> Settings:
+    """Those of the INI file or the sandbox, with --address and --port. Raises ConfigError."""
+    if given.sandbox:
+        wechat = Sandbox().start()
+        account = WeChatSettings(wechat.appid, wechat.secret, wechat.url)
+        settings = Settings(account, server=ServerSettings(address="127.0.0.1"))
+    else:
+        settings = load_settings(given.config, os.environ)
+    given_here = {"address": given.address, "port": given.port}
+    overrides = {name: value for name, value in given_here.items() if value is not None}
+    return replace(settings, server=replace(settings.server, **overrides))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when told to stop, 1 where it can't listen or a check found something,
     2 for a bad configuration."""
@@ -446,86 +309,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse_arguments(arguments)
     log_to_stderr(verbose=given.verbose)
     try:
-        if given.sandbox:
-            wechat = Sandbox().start()
-            settings = Settings(
-                WeChatSettings(wechat.appid, wechat.secret, wechat.url),
-                server=ServerSettings(address="127.0.0.1"),
-            )
-        else:
-            settings = load_settings(given.config, os.environ)
+        settings = settings_from(given)
     except ConfigError as error:
         if given.check:
-            for problem in error.problems:
-                print_step(Finding("settings", False, problem))
-            return 1
+            return print_findings(Finding("settings", False, problem) for problem in error.problems)
         print(error, file=sys.stderr)
         return 2
     if given.check:
-        return print_check(settings, "the sandbox" if given.sandbox else str(given.config))
-    overrides = {"address": given.address, "port": given.port}
-    settings = replace(
-        settings,
-        server=replace(settings.server, **{k: v for k, v in overrides.items() if v is not None}),
-    )
+        source = "the sandbox" if given.sandbox else str(given.config)
+        return print_check(settings, Cache(settings), source)
     try:
-        sockets = listen(settings.server)
+        sockets = process.listen(settings.server)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     announce(settings, sockets)
     if given.sandbox:
-        print_sandbox(sockets)
+        print_banner(process.address_of(sockets[0]))
     asyncio.run(serve(settings, sockets))
     return 0
 
 
-def print_check(settings: Settings, source: str) -> int:
-    """Every step on a line, up to the first that fails; status 1 where one did."""
-    logging.disable(logging.ERROR)  # the steps say it
-    wechat = settings.wechat
-    text = f"{source}: appid {wechat.appid}, {wechat.token_api} at {wechat.api}"
-    print_step(Finding("settings", True, text))
-    good = True
-    for step in check(settings, Cache(settings)):
-        print_step(step)
-        good = good and step.ok
-    return 0 if good else 1
-
-
-def print_step(step: Finding) -> None:
-    word = "ok  " if step.ok else "FAIL"
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        word = f"\033[{32 if step.ok else 31}m{word}\033[0m"
-    what_to_do = f"\n      What to do: {step.advice}" if step.advice.en else ""
-    print(f"{word}  {step.name:12}  {step.text}{what_to_do}", flush=True)
-
-
-def base_url(sockets: list[socket.socket]) -> str:
-    host, port = sockets[0].getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 def announce(settings: Settings, sockets: list[socket.socket]) -> None:
+    here = " and ".join(map(process.address_of, sockets))
     where = f"Redis {settings.redis.place}" if settings.redis.host else "this process only"
     appid = settings.wechat.appid
-    log.info("listening on %s for appid %s, credentials in %s", base_url(sockets), appid, where)
-
-
-def print_sandbox(sockets: list[socket.socket]) -> None:
-    here = base_url(sockets).replace("/0.0.0.0:", "/127.0.0.1:").replace("/[::]:", "/[::1]:")
-    print(
-        "\n"
-        "*** SANDBOX: a stand-in plays WeChat. These signatures are NOT VALID in WeChat. ***\n"
-        "*** 沙箱模式：签名仅供试用，在微信中无效。 ***\n\n"
-        "Paste this into another terminal:\n\n"
-        f'    curl "{here}/getApi?url=https://h5.example.com/page?a=1&b=2"\n',
-        flush=True,
-    )
+    log.info("listening on %s for appid %s, credentials in %s", here, appid, where)
 
 
 if __name__ == "__main__":
     status = main()
     logging.shutdown()
-    # A call to WeChat under way can't be cancelled, and nobody waits for it any more.
+    # A call to WeChat in flight can't be cancelled, and nobody waits for it any more.
     os._exit(status)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import MovedClock, RedisServer, Server, Start, assert_no_credential, write_ini
@@ -58,11 +59,10 @@ def start(tmp_path: Path, wechat: Sandbox) -> Iterator[Start]:
     """Starts servers for the sandbox, with further lines for their INI file, and ends them."""
     started: list[Server] = []
 
-    def start_one(*lines: str, verbose: bool = True, files: int = 0) -> Server:
+    def start_one(*lines: str, verbose: bool = True, **more: Any) -> Server:
         ini = write_ini(tmp_path / f"{len(started)}.ini", wechat, *lines)
-        more = ["--verbose"] if verbose else []
-        command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0", *more]
-        started.append(Server(*command, files=files))
+        command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0"]
+        started.append(Server(*command, *(["--verbose"] if verbose else []), **more))
         return started[-1]
 
     yield start_one

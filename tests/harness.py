@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -16,9 +17,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -158,11 +159,24 @@ class RedisServer:
 class Server:
     """`python server.py` as a process of its own, its output collected while it runs."""
 
-    def __init__(self, *arguments: str, files: int = 0, **environ: str) -> None:
-        """`files`: how many file descriptors it may have, where that is to be few."""
+    def __init__(
+        self,
+        *arguments: str,
+        files: int = 0,
+        sockets: Sequence[socket.socket | IO[Any]] = (),
+        **environ: str,
+    ) -> None:
+        """`files`: how many file descriptors it may have, where that is to be few.
+        `sockets`: what it is handed over, as systemd does."""
         command = [sys.executable, str(ROOT / "server.py"), *arguments]
+        given = [fcntl.fcntl(held.fileno(), fcntl.F_DUPFD, 100) for held in sockets]
+        shell = [f"exec {place}<&{number} {number}<&-" for place, number in enumerate(given, 3)]
+        if given:
+            shell.append(f"export LISTEN_PID=$$ LISTEN_FDS={len(given)}")
         if files:
-            command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "-", *command]
+            shell.append(f"ulimit -n {files}")
+        if shell:
+            command = ["bash", "-c", "; ".join([*shell, 'exec "$@"']), "-", *command]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -170,7 +184,10 @@ class Server:
             text=True,
             encoding="utf-8",
             env={**os.environ, **environ},
+            pass_fds=given,
         )
+        for number in given:
+            os.close(number)
         self.output = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

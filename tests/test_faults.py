@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import resource
 import signal
 import socket
 import threading
@@ -15,14 +13,12 @@ import pytest
 from harness import (
     LOCK_KEY,
     PAGE,
-    PATIENCE,
     TICKET_KEY,
     RedisServer,
     Start,
     assert_signs,
     eventually,
     fetch,
-    resident,
     signature_of,
 )
 
@@ -104,46 +100,6 @@ def test_redis_gone_and_back_under_load_costs_no_request(
         thread.join()
     assert failed == []
     assert max(slowest) < 1.0  # the time-out that nobody may have waited for
-
-
-def test_thousands_of_idle_and_half_connections_harm_nobody(start: Start, wechat: Sandbox) -> None:
-    running = start()
-    assert_signs(running, wechat)
-    before = resident(running.process)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    number = min(3000, hard // 2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    held = []
-    for place in range(number):
-        connection = running.connect()
-        connection.sendall(
-            (b"", b"GET /getApi?url=", b"GET / HTTP/1.1\r\nHost: a\r\nX: ")[place % 3]
-        )
-        held.append(connection)
-    assert_signs(running, wechat)
-    assert resident(running.process) - before < 30 * number
-    for connection in held:
-        connection.close()
-    assert_signs(running, wechat)
-
-
-def test_more_connections_than_file_descriptors_close_the_quietest(
-    start: Start, wechat: Sandbox
-) -> None:
-    running = start(files=256)
-    active = http.client.HTTPConnection(*running.address, timeout=PATIENCE)
-    held = []
-    for place in range(400):
-        held.append(running.connect())
-        if place % 50 == 0:  # the same connection all the time: it is not the quietest
-            active.request("GET", f"/getApi?url={PAGE}")
-            assert active.getresponse().read()
-    assert_signs(running, wechat)
-    assert held[0].recv(1) == b""  # closed by the server
-    assert "Too many open files" not in running.output
-    active.close()
-    for connection in held:
-        connection.close()
 
 
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request"

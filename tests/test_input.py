@@ -17,9 +17,9 @@ from harness import PATIENCE, Server, Start, fetch, signature_of
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from server import LIMITS
 from wechat_sign.errors import BadPageUrl
 from wechat_sign.page_url import MAX_LENGTH, host_is_listed, host_of, page_url
+from wechat_sign.process import LIMITS
 from wechat_sign.sandbox import Sandbox
 
 LISTED = ("h5.example.com", "*.example.net")

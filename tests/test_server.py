@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import asyncio
-import http.client
 import json
 import re
-import signal
 import socket
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,7 @@ from harness import (
     Server,
     Start,
     assert_no_credential,
-    eventually,
+    assert_signs,
     fetch,
     settings_for,
     signature_of,
@@ -58,7 +54,7 @@ class ServerCase(tornado.testing.AsyncHTTPTestCase):
         body = "" if method in ("POST", "PUT", "PATCH") else None
         return self.fetch(path, method=method, headers=headers, body=body)
 
-    def assert_signs(self, query: str, url: str) -> dict[str, Any]:
+    def signed(self, query: str, url: str) -> dict[str, Any]:
         response = self.call(f"/getApi?{query}")
         assert response.code == 200, response.body
         answer: dict[str, Any] = json.loads(response.body)
@@ -143,10 +139,8 @@ class TestPageHosts(ServerCase):
     open_tag_list = ("wx-open-launch-weapp",)
 
     def test_pages_on_the_list_are_signed_and_others_are_403(self) -> None:
-        self.assert_signs(f"url={PAGE}", PAGE)
-        answer = self.assert_signs(
-            "url=https://A.b.Example.NET:444/", "https://A.b.Example.NET:444/"
-        )
+        self.signed(f"url={PAGE}", PAGE)
+        answer = self.signed("url=https://A.b.Example.NET:444/", "https://A.b.Example.NET:444/")
         assert answer["openTagList"] == ["wx-open-launch-weapp"]
         status, error = self.refusal("/getApi?url=https://h5.example.com.evil.com/")
         assert status == 403
@@ -211,7 +205,7 @@ def test_a_secret_may_come_from_the_environment(tmp_path: Path, wechat: Sandbox)
     ini = tmp_path / "without-secret.ini"
     ini.write_text(f"[wechat]\nappid = {wechat.appid}\nsecret =\napi = {wechat.url}\n")
     running = Server("--config", str(ini), "--port", "0", WECHAT_SECRET=wechat.secret)
-    assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
+    assert_signs(running, wechat)
     assert running.stop() == 0
 
 
@@ -221,24 +215,6 @@ def test_at_start_the_server_looks_for_the_ticket_itself(start: Start, wechat: S
     output = running.says("IP白名单")
     assert "add 203.0.113.7 to the account's IP whitelist" in output
     assert running.stop() == 0
-
-
-def test_it_looks_again_without_being_asked(wechat: Sandbox, monkeypatch: Any) -> None:
-    """Once a minute, here sped up."""
-    monkeypatch.setattr(server, "LOOK_EVERY", 0.05)
-    settings = settings_for(wechat, expire=1)
-
-    async def scenario() -> None:
-        sockets = server.listen(ServerSettings("127.0.0.1", 0))
-        serving = asyncio.ensure_future(server.serve(settings, sockets))
-        deadline = time.monotonic() + PATIENCE
-        while wechat.calls["getticket"] < 2:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
-        signal.raise_signal(signal.SIGTERM)
-        await serving
-
-    asyncio.run(scenario())
 
 
 def test_without_verbose_only_failures_are_logged_one_by_one(start: Start, wechat: Sandbox) -> None:
@@ -259,81 +235,11 @@ def test_eight_instances_hit_cold_make_one_call_of_each_kind(
     wechat.faults["token"] = wechat.faults["getticket"] = Fault(delay=0.1)
     instances = [start(*redis_server.ini) for _ in range(8)]
     for instance in instances:
-        status, answer = fetch(f"{instance.url}/getApi?url={PAGE}")
-        assert status == 200
-        assert answer["signature"] == signature_of(answer, wechat.ticket, PAGE)
+        assert_signs(instance, wechat)
     assert wechat.calls == {"token": 1, "getticket": 1}
     assert 7000 < redis_server.run("TTL", "wechat:wxsandbox:jsapi_ticket") <= 7100
     for instance in instances:
         assert instance.stop() == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_under_load_loses_no_accepted_request(
-    start: Start, wechat: Sandbox, number: signal.Signals
-) -> None:
-    running = start(verbose=False)
-    assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200
-    lost: list[str] = []
-    served = [0] * 8
-
-    def load(place: int) -> None:
-        """Even places keep the connection, odd ones open one for each request."""
-        deadline = time.monotonic() + PATIENCE
-        connection = None
-        while time.monotonic() < deadline:
-            try:
-                if connection is None:
-                    connection = http.client.HTTPConnection(*running.address, timeout=PATIENCE)
-                    connection.connect()
-            except ConnectionRefusedError:
-                return
-            try:
-                connection.request("GET", f"/getApi?url={PAGE}")
-                answer = connection.getresponse()
-                answer.read()
-                assert answer.status == 200
-                served[place] += 1
-                if place % 2 or answer.getheader("Connection") == "close":
-                    connection.close()
-                    connection = None
-            except (OSError, http.client.HTTPException, AssertionError) as error:
-                lost.append(repr(error))
-                return
-
-    threads = [threading.Thread(target=load, args=(place,)) for place in range(8)]
-    for thread in threads:
-        thread.start()
-    eventually("every client is served", lambda: min(served) > 50)
-    running.process.send_signal(number)
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert running.wait() == 0
-    assert lost == []
-
-
-def test_a_stop_waits_for_an_answer_under_way(start: Start, wechat: Sandbox) -> None:
-    wechat.faults["getticket"] = Fault(delay=5 * server.QUIET)
-    running = start()
-    caller = http.client.HTTPConnection(*running.address, timeout=PATIENCE)
-    caller.request("GET", f"/getApi?url={PAGE}")
-    eventually("the ticket is being fetched", lambda: wechat.calls["getticket"])
-    running.process.terminate()
-    answer = caller.getresponse()
-    assert answer.status == 200
-    assert answer.getheader("Connection") == "close"
-    answer.read()
-    caller.close()
-    assert running.wait() == 0
-
-
-def test_a_stop_is_bounded_though_wechat_hangs(start: Start, wechat: Sandbox) -> None:
-    wechat.faults["token"] = Fault(hold=threading.Event())
-    running = start("timeout = 60")
-    eventually("WeChat is asked", lambda: wechat.calls["token"])
-    began = time.monotonic()
-    assert running.stop() == 0
-    assert time.monotonic() - began < server.DRAIN + 5
 
 
 def test_no_credential_is_printed_whatever_goes_wrong(
@@ -409,18 +315,27 @@ def test_a_port_that_is_none_is_a_usage_error() -> None:
     assert run("--port", "x")[0] == 2
 
 
-def test_each_library_is_imported_by_one_module() -> None:
+def test_each_library_is_imported_where_the_design_says() -> None:
     sources = {
         path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("wechat_sign/*.py")
     }
     sources["server.py"] = (ROOT / "server.py").read_text(encoding="utf-8")
-    for library, module in {
-        "requests": "credentials.py",
-        "redis": "cache.py",
-        "tornado": "server.py",
+    for library, modules in {
+        "requests": {"credentials.py"},
+        "redis": {"cache.py"},
+        "tornado": {"process.py", "server.py"},
     }.items():
         pattern = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
-        assert [name for name, text in sources.items() if pattern.search(text)] == [module]
+        assert {name for name, text in sources.items() if pattern.search(text)} == modules
+
+
+def test_imports_point_downward() -> None:
+    order = ["errors", "settings", "page_url", "signature", "credentials", "cache", "renewal"]
+    order += ["tickets", "check", "sandbox", "process"]
+    for path in ROOT.glob("wechat_sign/[!_]*.py"):
+        imported = re.findall(r"^\s*from \.(\w+) import", path.read_text("utf-8"), re.MULTILINE)
+        place = order.index(path.stem)
+        assert [name for name in imported if order.index(name) >= place] == [], path.name
 
 
 class TestHealthz(ServerCase):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from .cache import Cache, Credential, boottime
 from .credentials import WeChat
@@ -98,3 +102,24 @@ def _left(credential: Credential) -> str:
 
 def _in(seconds: float) -> str:
     return f" ({1000 * seconds:.0f} ms)"
+
+
+def print_check(settings: Settings, cache: Cache, source: str) -> int:
+    """Every finding on a line, up to the first that is bad. The exit status: 1 where one is."""
+    logging.disable(logging.ERROR)  # the findings say it
+    wechat = settings.wechat
+    text = f"{source}: appid {wechat.appid}, {wechat.token_api} at {wechat.api}"
+    return print_findings(chain([Finding("settings", True, text)], check(settings, cache)))
+
+
+def print_findings(findings: Iterable[Finding]) -> int:
+    """Each as it comes. The exit status: 1 where one is not ok."""
+    status = 0
+    for finding in findings:
+        word = "ok  " if finding.ok else "FAIL"
+        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+            word = f"\033[{32 if finding.ok else 31}m{word}\033[0m"
+        what_to_do = f"\n      What to do: {finding.advice}" if finding.advice.en else ""
+        print(f"{word}  {finding.name:12}  {finding.text}{what_to_do}", flush=True)
+        status = status if finding.ok else 1
+    return status

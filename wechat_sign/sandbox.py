@@ -198,6 +198,21 @@ def refusal(errcode: int) -> dict[str, Any]:
     return {"errcode": errcode, "errmsg": f"{_MESSAGES.get(errcode, 'error')} rid: {rid}"}
 
 
+def print_banner(address: str) -> None:
+    """That all this is a game, and a line to paste for a server at `http://…` or `unix:PATH`."""
+    curl, here = "curl", address.replace("/0.0.0.0:", "/127.0.0.1:").replace("/[::]:", "/[::1]:")
+    if address.startswith("unix:"):
+        curl, here = f"curl --unix-socket {address[5:]}", "http://localhost"
+    print(
+        "\n"
+        "*** SANDBOX: a stand-in plays WeChat. These signatures are NOT VALID in WeChat. ***\n"
+        "*** 沙箱模式：签名仅供试用，在微信中无效。 ***\n\n"
+        "Paste this into another terminal:\n\n"
+        f'    {curl} "{here}/getApi?url=https://h5.example.com/page?a=1&b=2"\n',
+        flush=True,
+    )
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 

@@ -1,0 +1,446 @@
+"""How the server listens, how many connections it has, and how it stops and starts again."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from harness import (
+    PAGE,
+    PATIENCE,
+    Server,
+    Start,
+    assert_signs,
+    eventually,
+    resident,
+    settings_for,
+    signature_of,
+    until,
+)
+
+import server
+from wechat_sign import process
+from wechat_sign.sandbox import Fault, Sandbox
+from wechat_sign.settings import ServerSettings
+
+REQUEST = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n".encode()
+RECEIVED = b"HTTP/1.1 100 (Continue)\r\n\r\n"
+"""What the server answers at once, so that a test knows that a request is in flight."""
+Connect = Callable[[Server, int], list[socket.socket]]
+
+
+class Client(threading.Thread):
+    """Asks for signatures until `over` is set. What goes wrong is `lost`.
+
+    One that `keeps` its connection sends a request again, once, on a new one where the kept one
+    was closed while idle: every HTTP client does. One that has `only_one` ends with it.
+    """
+
+    def __init__(
+        self,
+        wechat: Sandbox,
+        address: tuple[str, int],
+        *,
+        keeps: bool = True,
+        only_one: bool = False,
+    ) -> None:
+        super().__init__(daemon=True)
+        self._ticket = wechat.ticket
+        self._address = address
+        self._keeps = keeps
+        self._only_one = only_one
+        self._connection: http.client.HTTPConnection | None = None
+        self.over = threading.Event()
+        self.served = 0
+        self.lost: list[str] = []
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            try:
+                self._ask()
+            except (OSError, http.client.HTTPException, AssertionError) as error:
+                self.lost.append(repr(error))
+                self._close()
+        self._close()
+
+    def _ask(self) -> None:
+        kept = self._connection is not None
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection(*self._address, timeout=PATIENCE)
+        try:
+            self._connection.request("GET", f"/getApi?url={PAGE}")
+            answer = self._connection.getresponse()
+        except ConnectionError:  # RemoteDisconnected is one
+            self._close()
+            if self._only_one or not kept:
+                raise
+            return
+        body = json.loads(answer.read())
+        assert answer.status == 200, body
+        assert body["signature"] == signature_of(body, self._ticket, PAGE)
+        self.served += 1
+        told_to_close = answer.getheader("Connection") == "close"
+        if told_to_close or not self._keeps:
+            self._close()
+        if told_to_close and self._only_one:
+            self.over.set()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+@pytest.fixture
+def held() -> Iterator[socket.socket]:
+    """A listening socket, held as systemd does."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Opens so many connections; they are closed at the test's end."""
+    with ExitStack() as opened:
+        yield lambda running, number: [
+            opened.enter_context(running.connect()) for _ in range(number)
+        ]
+
+
+def begin(connection: socket.socket) -> None:
+    """Sends a request for a signature; returns when the server has received it."""
+    connection.sendall(REQUEST)
+    assert connection.recv(len(RECEIVED), socket.MSG_WAITALL) == RECEIVED
+
+
+def answer_on(connection: socket.socket) -> dict[str, Any]:
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    body: dict[str, Any] = json.loads(answer.read())
+    assert answer.status == 200, body
+    return body
+
+
+def test_restarts_under_load_lose_and_refuse_nothing_on_a_socket_that_systemd_holds(
+    start: Start, wechat: Sandbox, held: socket.socket
+) -> None:
+    clients = [Client(wechat, held.getsockname(), keeps=bool(number % 2)) for number in range(8)]
+    running = start(sockets=[held], verbose=False)
+    for client in clients:
+        client.start()
+    for _ in range(5):
+        before = [client.served for client in clients]
+        eventually(
+            "every client is served",
+            lambda before=before: all(  # type: ignore[misc]
+                client.served > served + 5 for client, served in zip(clients, before, strict=True)
+            ),
+        )
+        assert running.stop() == 0
+        running = start(sockets=[held], verbose=False)
+    for client in clients:
+        client.over.set()
+    for client in clients:
+        client.join(PATIENCE)
+    assert [loss for client in clients for loss in client.lost] == []
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("kind", ["IPv4", "IPv6", "unix", "abstract unix", "two"])
+def test_it_answers_on_whatever_systemd_listens_on(
+    start: Start, wechat: Sandbox, tmp_path: Path, kind: str
+) -> None:
+    path = str(tmp_path / "socket")
+    families_and_names: dict[str, list[tuple[socket.AddressFamily, Any]]] = {
+        "IPv4": [(socket.AF_INET, ("127.0.0.1", 0))],
+        "IPv6": [(socket.AF_INET6, ("::1", 0))],
+        "unix": [(socket.AF_UNIX, path)],
+        "abstract unix": [(socket.AF_UNIX, f"\0{path}")],
+        "two": [(socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, path)],
+    }
+    listening = []
+    for family, name in families_and_names[kind]:
+        listening.append(socket.socket(family))
+        listening[-1].bind(name)
+        listening[-1].listen()
+    running = start(sockets=listening)
+    told = {"IPv4": "http://127.0.0.1:", "IPv6": "http://[::1]:", "unix": f"unix:{path} "}
+    told |= {"abstract unix": f"unix:@{path} ", "two": f" and unix:{path} "}
+    running.says("listening on")
+    assert told[kind] in running.says("for appid")
+    for held in listening:
+        with socket.socket(held.family) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(held.getsockname())
+            begin(connection)
+            body = answer_on(connection)
+            assert body["signature"] == signature_of(body, wechat.ticket, PAGE)
+        held.close()
+    assert running.stop() == 0
+
+
+def test_the_sandbox_s_curl_line_names_a_unix_socket(tmp_path: Path) -> None:
+    path = f"{tmp_path}/socket"
+    with socket.socket(socket.AF_UNIX) as held, socket.socket(socket.AF_UNIX) as connection:
+        held.bind(path)
+        held.listen()
+        sandboxed = Server("--sandbox", sockets=[held])
+        sandboxed.says(f'curl --unix-socket {path} "http://localhost/getApi?url=')
+        connection.connect(path)
+        begin(connection)
+        assert answer_on(connection)["appId"] == "wxsandbox"
+        assert sandboxed.stop() == 0
+
+
+@pytest.mark.parametrize("kind", ["datagram", "connected", "seqpacket", "file"])
+def test_what_is_no_listening_stream_socket_is_a_sentence_and_status_1(
+    tmp_path: Path, kind: str
+) -> None:
+    held: socket.socket | IO[Any]
+    if kind == "datagram":
+        held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    elif kind == "connected":
+        held, _other = socket.socketpair()
+        _other.close()
+    elif kind == "seqpacket":
+        held = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        held.bind(str(tmp_path / "socket"))
+        held.listen()
+    else:
+        held = (tmp_path / "file").open("w")
+    with held:
+        refused = Server("--sandbox", sockets=[held])
+        assert refused.wait() == 1
+    assert "can't listen on file descriptor 3" in refused.output
+    assert refused.output.count("\n") == 1
+
+
+def test_sockets_for_another_process_are_left_alone(start: Start, wechat: Sandbox) -> None:
+    running = start(LISTEN_PID="1", LISTEN_FDS="1")
+    assert_signs(running, wechat)
+
+
+def test_a_child_inherits_no_socket_and_takes_none_for_its_own(held: socket.socket) -> None:
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}
+    given = os.dup(held.fileno())
+    os.set_inheritable(given, True)
+    [taken] = process.take_handed_over(environ, first=given)
+    with taken:
+        assert taken.getsockname() == held.getsockname()
+        assert not taken.get_inheritable()
+        assert not taken.getblocking()
+    assert not environ
+
+
+@pytest.mark.parametrize("number", ["", "0", "-1", "many"])
+def test_no_sockets_are_none(number: str) -> None:
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": number}
+    assert process.take_handed_over(environ) == []
+
+
+async def open_connections(
+    address: tuple[str, int], number: int
+) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    return [await asyncio.open_connection(*address) for _ in range(number)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_finishes_the_requests_in_flight(
+    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(process, "GRACE", 0)
+    hold = threading.Event()
+    wechat.faults["getticket"] = Fault(hold=hold)
+
+    async def scenario() -> None:
+        [listening] = process.listen(ServerSettings("127.0.0.1", 0))
+        address = listening.getsockname()
+        serving = asyncio.ensure_future(server.serve(settings_for(wechat), [listening]))
+        callers = await open_connections(address, 20)
+        for reader, writer in callers:
+            writer.write(REQUEST)
+            await reader.readuntil(RECEIVED)
+        signal.raise_signal(number)
+        await until("the listener is closed", lambda: listening.fileno() == -1)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*address)
+        hold.set()
+        for reader, writer in callers:
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+            assert b"Connection: close" in answer
+            writer.close()
+        await serving
+
+    asyncio.run(scenario())
+
+
+def test_a_request_on_its_way_when_the_server_is_stopped_is_answered(
+    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a new connection and on a kept one; none is waited for longer than DRAIN."""
+    monkeypatch.setattr(process, "GRACE", PATIENCE)
+
+    async def scenario() -> None:
+        [listening] = process.listen(ServerSettings("127.0.0.1", 0))
+        serving = asyncio.ensure_future(server.serve(settings_for(wechat), [listening]))
+        (new, to_new), (kept, to_kept) = await open_connections(listening.getsockname(), 2)
+        to_kept.write(REQUEST)
+        assert b"signature" in await kept.readuntil(b"}")
+        signal.raise_signal(signal.SIGTERM)
+        await until("the listener is closed", lambda: listening.fileno() == -1)
+        for reader, writer in ((new, to_new), (kept, to_kept)):
+            writer.write(REQUEST)
+            answer = await reader.readuntil(b"}")
+            assert b"HTTP/1.1 200 OK" in answer
+            assert b"Connection: close" in answer
+            writer.close()
+        await serving
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_under_load_loses_nothing_of_those_who_keep_their_connection(
+    start: Start, wechat: Sandbox
+) -> None:
+    """A new connection may be reset by a stop while it waits in the kernel's queue: only a
+    socket that outlives the process saves that."""
+    running = start(verbose=False)
+    assert_signs(running, wechat)
+    clients = [Client(wechat, running.address, only_one=True) for _ in range(8)]
+    for client in clients:
+        client.start()
+    eventually("all are served", lambda: min(client.served for client in clients) > 50)
+    running.process.terminate()
+    for client in clients:
+        client.join(PATIENCE)
+    assert [loss for client in clients for loss in client.lost] == []
+    assert all(client.over.is_set() for client in clients)
+    assert running.wait() == 0
+
+
+def test_a_stop_is_bounded_though_wechat_hangs(start: Start, wechat: Sandbox) -> None:
+    wechat.faults["token"] = Fault(hold=threading.Event())
+    running = start("timeout = 60")
+    with running.connect() as caller:
+        begin(caller)
+        began = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - began < process.DRAIN + 5
+
+
+def test_a_stop_waits_for_nobody_who_is_idle(start: Start, wechat: Sandbox) -> None:
+    running = start()
+    with running.connect():
+        assert_signs(running, wechat)
+        began = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - began < process.DRAIN
+
+
+def test_the_ticket_is_looked_at_without_a_page_that_asks(
+    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a minute, here sped up."""
+    monkeypatch.setattr(server, "REFRESH_INTERVAL", 0.05)
+    settings = settings_for(wechat, expire=1)
+
+    async def scenario() -> None:
+        sockets = process.listen(ServerSettings("127.0.0.1", 0))
+        serving = asyncio.ensure_future(server.serve(settings, sockets))
+        await until("the ticket is fetched again", lambda: wechat.calls["getticket"] >= 2)
+        signal.raise_signal(signal.SIGTERM)
+        await serving
+
+    asyncio.run(scenario())
+
+
+def test_thousands_of_idle_and_half_connections_harm_nobody(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    running = start()
+    assert_signs(running, wechat)
+    before = resident(running.process)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    number = min(3000, hard // 2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    held = connect(running, number)
+    for place, connection in enumerate(held):
+        connection.sendall(
+            (b"", b"GET /getApi?url=", b"GET / HTTP/1.1\r\nHost: a\r\nX: ")[place % 3]
+        )
+    assert_signs(running, wechat)
+    assert resident(running.process) - before < 30 * number
+    assert_signs(running, wechat)
+
+
+def test_for_a_new_connection_the_one_that_is_idle_longest_is_closed(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    running = start(files=256)
+    active = http.client.HTTPConnection(*running.address, timeout=PATIENCE)
+    held = []
+    for _ in range(8):
+        held += connect(running, 50)
+        active.request("GET", f"/getApi?url={PAGE}")  # the same connection all the time
+        assert active.getresponse().read()
+    assert_signs(running, wechat)
+    assert held[0].recv(1) == b""  # closed by the server
+    assert "Too many open files" not in running.output
+    active.close()
+
+
+def test_whoever_waits_for_an_answer_is_not_idle(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    hold = threading.Event()
+    wechat.faults["getticket"] = Fault(hold=hold)
+    running = start("timeout = 60", files=256)
+    callers = connect(running, 20)
+    for caller in callers:
+        begin(caller)
+    connect(running, 400)
+    hold.set()
+    for caller in callers:
+        assert answer_on(caller)
+    assert "Too many open files" not in running.output
+
+
+def test_while_all_wait_for_an_answer_a_new_connection_is_closed(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    hold = threading.Event()
+    wechat.faults["getticket"] = Fault(hold=hold)
+    running = start("timeout = 60", files=256)
+    callers = connect(running, 256 * 3 // 4)
+    for caller in callers:
+        begin(caller)
+    for newcomer in connect(running, 100):
+        assert newcomer.recv(1) == b""  # closed by the server
+    hold.set()
+    for caller in callers:
+        assert answer_on(caller)
+    begin(callers[0])
+    assert answer_on(callers[0])
+
+
+def test_the_limit_of_file_descriptors_is_raised_for_the_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        assert process.raise_file_limit(600) == 600
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 800
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,214 @@
+"""How the process lives: what it listens on, how many connections it has, and how it stops.
+
+A stop closes the listener and finishes what was begun, within DRAIN seconds. It promises no more:
+connections that wait in the kernel's queue are reset with the listener, unless the socket
+outlives the process. With systemd's socket activation it does, and a restart loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import Any, Final
+
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.iostream import IOStream
+from tornado.netutil import bind_sockets
+
+from .errors import ConfigError
+from .settings import ServerSettings
+
+if sys.platform != "win32":
+    import resource
+
+DRAIN: Final = 5.0
+"""Seconds that requests in flight have left when the server is told to stop."""
+GRACE: Final = 1.0
+"""Seconds that a connection has, from its start or its last answer on, to send a request before
+a stop takes it for idle."""
+MAX_CONNECTIONS: Final = 4096
+"""Connections at once; an idle one takes some 10 KiB."""
+BACKLOG: Final = 1024
+"""Connections that wait in the kernel's queue."""
+LIMITS: Final[dict[str, int]] = {
+    "max_header_size": 32 * 1024,  # an escaped url of 2048 Chinese characters is 18 KiB
+    "max_body_size": 16 * 1024,  # no request here has one
+    "max_buffer_size": 64 * 1024,
+    "idle_connection_timeout": 75,  # seconds; more than the 60 of nginx, which must close first
+    "body_timeout": 10,  # seconds
+}
+FIRST_HANDED_OVER: Final = 3
+"""The file descriptor of systemd's first socket, SD_LISTEN_FDS_START."""
+
+
+class BoundedServer(HTTPServer):
+    """Has `limit` connections at the most, and closes the one that is idle longest for a new one.
+
+    Where all are being answered, that is the new one itself. A class because it carries which
+    connections are idle, the longest idle first, and which are being answered.
+    """
+
+    def initialize(self, *arguments: Any, limit: int = MAX_CONNECTIONS, **more: Any) -> None:
+        super().initialize(*arguments, **more)
+        self._limit = limit
+        self._idle: OrderedDict[IOStream, float] = OrderedDict()
+        self._in_flight: set[IOStream] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is in flight or, within GRACE, may be on its way."""
+        newest = next(reversed(self._idle.values()), -GRACE)
+        return bool(self._in_flight) or time.monotonic() < newest + GRACE
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        """Tornado calls it when a connection has been accepted."""
+        self._idle[stream] = time.monotonic()
+        if len(self._idle) + len(self._in_flight) > self._limit:
+            longest, _ = self._idle.popitem(last=False)
+            longest.close()
+        if not stream.closed():
+            super().handle_stream(stream, address)
+
+    def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
+        """Tornado calls it when a connection begins to wait for its next request."""
+        stream = server_conn.stream
+        if stream in self._in_flight:
+            self._in_flight.remove(stream)
+            self._idle[stream] = time.monotonic()
+        delegate = super().start_request(server_conn, request_conn)
+        return _Reception(delegate, partial(self._begin_answer, stream))
+
+    def _begin_answer(self, stream: IOStream) -> None:
+        self._idle.pop(stream, None)
+        self._in_flight.add(stream)
+
+    def on_close(self, server_conn: Any) -> None:
+        self._idle.pop(server_conn.stream, None)
+        self._in_flight.discard(server_conn.stream)
+        super().on_close(server_conn)
+
+
+class _Reception(HTTPMessageDelegate):
+    """Hands a request on as it comes in, and calls `received` once it is complete."""
+
+    def __init__(self, delegate: HTTPMessageDelegate, received: Callable[[], None]) -> None:
+        self._delegate = delegate
+        self._received = received
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        self._received()
+        self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        self._delegate.on_connection_close()
+
+
+def raise_file_limit(connections: int) -> int:
+    """Raises this process's limit of file descriptors for so many connections, where it may.
+
+    Returns how many connections fit; a quarter is left for Redis, WeChat and new connections.
+    """
+    if sys.platform == "win32":
+        return connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections * 4 // 3 + 1
+    files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return files * 3 // 4
+
+
+def listen(settings: ServerSettings) -> list[socket.socket]:
+    """Listening sockets: systemd's where it hands some over, else bound to address and port.
+
+    Raises ConfigError where they can't be had.
+    """
+    handed_over = take_handed_over(os.environ)
+    if handed_over:
+        return handed_over
+    try:
+        return bind_sockets(settings.port, settings.address, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"can't listen on {settings.address} port {settings.port}: {reason}. "
+            "Choose another with --address and --port, or in [server]"
+        ) from None
+
+
+def take_handed_over(
+    environ: MutableMapping[str, str], first: int = FIRST_HANDED_OVER
+) -> list[socket.socket]:
+    """The sockets that systemd holds for this process, see sd_listen_fds(3). No child sees them.
+
+    Raises ConfigError where one is none to listen on.
+    """
+    process = environ.pop("LISTEN_PID", "")
+    number = environ.pop("LISTEN_FDS", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    if process != str(os.getpid()) or not number.isdecimal():
+        return []
+    return [_listening(first + place) for place in range(int(number))]
+
+
+def _listening(descriptor: int) -> socket.socket:
+    try:
+        listening = socket.socket(fileno=descriptor)
+        if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError("it does not listen")
+        if listening.type != socket.SOCK_STREAM:
+            raise OSError("it is no stream socket")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"can't listen on file descriptor {descriptor}, which LISTEN_FDS hands over: {reason}. "
+            "Give the unit's [Socket] a ListenStream, and no Accept=yes"
+        ) from None
+    listening.set_inheritable(False)
+    listening.setblocking(False)
+    return listening
+
+
+def address_of(listening: socket.socket) -> str:
+    """`http://HOST:PORT`, or `unix:PATH`."""
+    name = listening.getsockname()
+    if not isinstance(name, tuple):
+        return "unix:" + os.fsdecode(name).replace("\0", "@")
+    host, port = name[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def wait_for_stop_signal() -> None:
+    """Returns at SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stop.set)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
+    await stop.wait()
+
+
+async def drain(server: BoundedServer, *, deadline: float) -> None:
+    """Closes the listener, finishes what was begun, and closes the rest at the deadline."""
+    server.stop()
+    while server.busy and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    await server.close_all_connections()
