@@ -267,7 +267,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="look from the settings to a signature what works, say what to do, and end",
+        help="check every step from the settings to a signature, say what to do, and exit",
     )
     parser.add_argument("--verbose", action="store_true", help="log every request, and details")
     return parser.parse_args(arguments)

@@ -199,7 +199,7 @@ def refusal(errcode: int) -> dict[str, Any]:
 
 
 def print_banner(address: str) -> None:
-    """That all this is a game, and a line to paste for a server at `http://…` or `unix:PATH`."""
+    """Says what the sandbox is, and how to call a server at `http://…` or `unix:PATH`."""
     curl, here = "curl", address.replace("/0.0.0.0:", "/127.0.0.1:").replace("/[::]:", "/[::1]:")
     if address.startswith("unix:"):
         curl, here = f"curl --unix-socket {address[5:]}", "http://localhost"
