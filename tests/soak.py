@@ -67,6 +67,7 @@ class Instance:
         self.number = number
         self._ini = ini
         self.gone = True
+        self.stopping = False
         self.stopped = False
         self.warm = False
         self.start()
@@ -76,13 +77,14 @@ class Instance:
         self.server = Server("--config", str(self._ini), "--address", "127.0.0.1", "--port", "0")
         self._address = self.server.address
         self.warm = False
-        self.gone = False
+        self.gone = self.stopping = False
 
     def end(self, *, gently: bool) -> None:
         if not gently:
             self.gone = True
             self.server.kill()
             return
+        self.stopping = True
         self.server.process.terminate()
         self.gone = self.server.wait() == 0
         if not self.gone:
@@ -96,6 +98,7 @@ class Instance:
                 connection = None
                 continue
             server, warm, began = self.server, self.warm, time.monotonic()
+            new = connection is None
             try:
                 if connection is None:
                     connection = http.client.HTTPConnection(*self._address, timeout=60)
@@ -112,7 +115,8 @@ class Instance:
                     connection = None
             except (OSError, http.client.HTTPException) as error:
                 connection = None
-                if not self.gone and server is self.server:
+                reset = new and self.stopping  # in the kernel's queue, with the listener
+                if not self.gone and not reset and server is self.server:
                     self.soak.failures.append(f"instance {self.number}: {error!r}")
                 continue
             if server is self.server:
