@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import MovedClock, RedisServer, Server, Start, assert_no_credential, write_ini
-
-from wechat_sign.sandbox import Sandbox
+from harness import MovedClock, RedisServer, Sandbox, Server, Start, assert_no_credential, write_ini
 
 
 @pytest.fixture(scope="session")

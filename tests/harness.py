@@ -17,7 +17,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.error import HTTPError
@@ -27,10 +29,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from wechat_sign import sandbox
 from wechat_sign.cache import Cache, Clock, boottime
 from wechat_sign.credentials import WeChat
 from wechat_sign.renewal import Renewal
-from wechat_sign.sandbox import Sandbox
 from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
 from wechat_sign.tickets import JsapiTickets
 
@@ -44,6 +46,8 @@ TOKEN_KEY = "wechat:wxsandbox:access_token"
 LOCK_KEY = "wechat:wxsandbox:lock"
 CHECKED_KEY = "wechat:wxsandbox:checked"
 """The sandbox's keys in Redis."""
+NOT_IN_WHITELIST = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6"
+"""The errmsg of 40164."""
 Start = Callable[..., "Server"]
 T = TypeVar("T")
 
@@ -65,6 +69,65 @@ async def until(what: str, condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
         await asyncio.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How an endpoint misbehaves: what it waits for, and what it answers in place of the truth."""
+
+    delay: float = 0
+    """Seconds before the answer."""
+    hold: threading.Event | None = None
+    """The answer waits until this is set."""
+    status: int = 200
+    body: bytes | None = None
+    errcode: int = 0
+    """Refuses with this errcode."""
+    hang_up: bool = False
+    """Closes the connection without an answer."""
+
+
+class Sandbox(sandbox.Sandbox):
+    """The sandbox, which also counts, knows all that it issued, and misbehaves as it is told."""
+
+    def __init__(self, **more: Any) -> None:
+        self.calls: Counter[str] = Counter()
+        """Requests by endpoint: token, stable_token, getticket."""
+        self.faults: dict[str, Fault] = {}
+        """By endpoint."""
+        super().__init__(**more)
+        self.issued = {self.secret}
+        """Every credential there has been: what no log or answer may show."""
+
+    def issue(self, size: int, life: float) -> Any:
+        issued = super().issue(size, life)
+        self.issued.add(issued.value)
+        return issued
+
+    def respond(self, endpoint: str, method: str, parameters: dict[str, Any]) -> tuple[int, bytes]:
+        self.calls[endpoint] += 1
+        fault = self.faults.get(endpoint, Fault())
+        time.sleep(fault.delay)
+        if fault.hold is not None:
+            fault.hold.wait()
+        if fault.hang_up:
+            raise ConnectionAbortedError
+        if fault.body is not None or fault.status != 200:
+            return fault.status, fault.body or b""
+        if fault.errcode:
+            refusal = sandbox.refusal(fault.errcode)
+            if fault.errcode == 40164:
+                refusal["errmsg"] = NOT_IN_WHITELIST
+            return 200, json.dumps(refusal).encode()
+        return super().respond(endpoint, method, parameters)
+
+    def rotate_ticket(self) -> None:
+        """Ends the ticket's life early; the next one asked for is another."""
+        self._ticket = None
+
+    def replace_token(self) -> None:
+        """What another program does that asks for a `token` with the same account."""
+        self._token = self.issue(96, self.token_life)
 
 
 def free_port() -> int:

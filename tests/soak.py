@@ -29,7 +29,9 @@ import redis
 from harness import (
     CHECKED_KEY,
     TICKET_KEY,
+    Fault,
     RedisServer,
+    Sandbox,
     Server,
     eventually,
     fetch,
@@ -37,7 +39,6 @@ from harness import (
     write_ini,
 )
 
-from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.tickets import LOOK_INTERVAL
 
 PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b"

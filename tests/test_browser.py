@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, Start
+from harness import ROOT, Fault, Sandbox, Start, signature_of
 
 from wechat_sign.errors import CAUSES
-from wechat_sign.sandbox import Fault, Sandbox
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
@@ -64,12 +63,7 @@ class Phone:
         """The next of `problems` if there is one, else what the phone itself finds."""
         if self.problems:
             return self.problems.pop(0)
-        right = self.wechat.verify(
-            signature=config["signature"],
-            noncestr=config["nonceStr"],
-            timestamp=config["timestamp"],
-            url=config["url"],
-        )
+        right = config["signature"] == signature_of(config, self.wechat.ticket, config["url"])
         return "" if right and config["appId"] == self.wechat.appid else "invalid signature"
 
     def _script(self, route: Any) -> None:

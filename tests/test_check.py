@@ -8,9 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import ROOT, RedisServer, Server, Start, assert_no_credential, fetch, write_ini
-
-from wechat_sign.sandbox import Fault, Sandbox
+from harness import (
+    ROOT,
+    Fault,
+    RedisServer,
+    Sandbox,
+    Server,
+    Start,
+    assert_no_credential,
+    fetch,
+    write_ini,
+)
 
 
 class Check:

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from harness import assert_no_credential, free_port
+from harness import Fault, Sandbox, assert_no_credential, free_port
 
 from wechat_sign.credentials import WeChat, is_credential
 from wechat_sign.errors import SigningError, WeChatRefused, WeChatUnreachable
-from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.settings import WeChatSettings
 
 

@@ -14,15 +14,15 @@ from harness import (
     LOCK_KEY,
     PAGE,
     TICKET_KEY,
+    Fault,
     RedisServer,
+    Sandbox,
     Start,
     assert_signs,
     eventually,
     fetch,
     signature_of,
 )
-
-from wechat_sign.sandbox import Fault, Sandbox
 
 # From here on the server is a process of its own.
 

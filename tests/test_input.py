@@ -13,14 +13,13 @@ from urllib.parse import quote, unquote_to_bytes, urlencode
 
 import ada_url
 import pytest
-from harness import PATIENCE, Server, Start, fetch, signature_of
+from harness import PATIENCE, Sandbox, Server, Start, fetch, signature_of
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from wechat_sign.errors import BadPageUrl
 from wechat_sign.page_url import MAX_LENGTH, host_is_listed, host_of, page_url
 from wechat_sign.process import LIMITS
-from wechat_sign.sandbox import Sandbox
 
 LISTED = ("h5.example.com", "*.example.net")
 

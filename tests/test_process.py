@@ -20,6 +20,8 @@ import pytest
 from harness import (
     PAGE,
     PATIENCE,
+    Fault,
+    Sandbox,
     Server,
     Start,
     assert_signs,
@@ -32,7 +34,6 @@ from harness import (
 
 import server
 from wechat_sign import process
-from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.settings import ServerSettings
 
 REQUEST = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n".encode()

@@ -16,8 +16,10 @@ from harness import (
     LOCK_KEY,
     TICKET_KEY,
     TOKEN_KEY,
+    Fault,
     MovedClock,
     RedisServer,
+    Sandbox,
     eventually,
     renewal_for,
     settings_for,
@@ -27,7 +29,6 @@ from wechat_sign.cache import REDIS_PAUSE, UNDATED_LIFE, Credential
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import LockedElsewhere, SigningError, WeChatRefused, WeChatUnreachable
 from wechat_sign.renewal import BackOff, Renewal
-from wechat_sign.sandbox import Fault, Sandbox
 
 EXPIRED = ("DEL", TICKET_KEY, CHECKED_KEY)
 DUE = ("DEL", CHECKED_KEY)

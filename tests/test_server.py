@@ -14,7 +14,9 @@ from harness import (
     PAGE,
     PATIENCE,
     ROOT,
+    Fault,
     RedisServer,
+    Sandbox,
     Server,
     Start,
     assert_no_credential,
@@ -27,7 +29,6 @@ from harness import (
 from tornado.httpclient import HTTPResponse
 
 import server
-from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.settings import JssdkSettings, ServerSettings, Settings
 
 

@@ -11,14 +11,15 @@ import pytest
 from harness import (
     CHECKED_KEY,
     TICKET_KEY,
+    Fault,
     MovedClock,
     RedisServer,
+    Sandbox,
     tickets_for,
     until,
 )
 
 from wechat_sign.errors import SigningError, WeChatRefused, WeChatUnreachable
-from wechat_sign.sandbox import Fault, Sandbox
 from wechat_sign.tickets import LOOK_INTERVAL, LOOK_SOON
 
 T = TypeVar("T")

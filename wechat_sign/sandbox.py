@@ -1,4 +1,4 @@
-"""A stand-in for WeChat's API, for trying the server out and for the tests.
+"""A stand-in for WeChat's API, for trying the server out without an account.
 
 It issues tokens and tickets, checks what is handed back, and answers as WeChat does.
 Its credentials are made anew for every instance and are worth nothing anywhere else.
@@ -11,53 +11,30 @@ import secrets
 import sys
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from .signature import sign
+from .settings import GRANTED_LIFE
 
+S = TypeVar("S", bound="Sandbox")
+_FOLDERS: Final = {"token": "/cgi-bin", "stable_token": "/cgi-bin", "getticket": "/cgi-bin/ticket"}
 _MESSAGES: Final = {
-    -1: "system error",
-    -1000: "system error",
     40001: "invalid credential, access_token is invalid or not latest",
     40002: "invalid grant_type",
     40013: "invalid appid",
-    40014: "invalid access_token",
     40125: "invalid appsecret",
-    40164: "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist",
     41001: "access_token missing",
     41002: "appid missing",
     41004: "appsecret missing",
     42001: "access_token expired",
     43002: "require POST method",
-    45009: "reach max api daily quota limit",
-    45011: "api minute-quota reach limit mustslower retry next minute",
-    48001: "api unauthorized",
-    61004: "access clientip is not registered, not in ip-white-list",
 }
 
 
 @dataclass(frozen=True)
-class Fault:
-    """How an endpoint misbehaves: what it waits for, and what it answers in place of the truth."""
-
-    delay: float = 0
-    """Seconds before the answer."""
-    hold: threading.Event | None = None
-    """The answer waits until this is set."""
-    status: int = 200
-    body: bytes | None = None
-    errcode: int = 0
-    """Refuses with this errcode and WeChat's message for it."""
-    hang_up: bool = False
-    """Closes the connection without an answer."""
-
-
-@dataclass
-class _Token:
+class _Issued:
     value: str
     until: float
 
@@ -65,42 +42,26 @@ class _Token:
 class Sandbox:
     """WeChat's three endpoints on a free port of 127.0.0.1.
 
-    A class because it is WeChat's state: which credentials are alive. `calls` counts requests
-    by endpoint (token, stable_token, getticket); `faults` maps an endpoint to its Fault.
-    Lives are in seconds. A `token` kills the one before it at once, where WeChat takes up to
-    5 minutes: what survives this survives WeChat.
+    A class because it is WeChat's state: which credentials are alive. `token_life` is in seconds.
+    A `token` kills the one before it at once, where WeChat takes up to 5 minutes: what survives
+    this survives WeChat.
     """
 
-    def __init__(
-        self, *, appid: str = "wxsandbox", token_life: float = 7200, ticket_life: float = 7200
-    ) -> None:
+    def __init__(self, *, appid: str = "wxsandbox", token_life: float = GRANTED_LIFE) -> None:
         self.appid = appid
         self.secret = secrets.token_hex(16)
-        self.issued = {self.secret}
-        """Every credential there has been: what no log or answer may show."""
-        self.calls: Counter[str] = Counter()
-        self.faults: dict[str, Fault] = {}
-        self.called = threading.Condition()
-        """Notified at every request, before it is answered."""
-        self._token_life = token_life
-        self._ticket_life = ticket_life
-        self._state = threading.Lock()
-        self._token: _Token | None = None
-        self._stable: list[_Token] = []
-        self._ticket: _Token | None = None
-        sandbox = self
-
-        class Handler(_Handler):
-            wechat = sandbox
-
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self.token_life = token_life
+        self._state = threading.RLock()
+        self._token: _Issued | None = None
+        self._stable: list[_Issued] = []
+        self._ticket: _Issued | None = None
+        self._server = _Server(("127.0.0.1", 0), type("", (_Handler,), {"wechat": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def start(self) -> Sandbox:
+    def start(self: S) -> S:
         """Serves in a thread of its own until `stop`."""
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        ).start()
+        serve = self._server.serve_forever
+        threading.Thread(target=serve, args=(0.01,), daemon=True).start()
         return self
 
     def stop(self) -> None:
@@ -112,84 +73,54 @@ class Sandbox:
     def ticket(self) -> str:
         """The jsapi_ticket that is alive now."""
         with self._state:
-            now = time.monotonic()
-            if self._ticket is None or now >= self._ticket.until:
-                self._ticket = self._issue(64, self._ticket_life)
+            if self._ticket is None or time.monotonic() >= self._ticket.until:
+                self._ticket = self.issue(64, GRANTED_LIFE)
             return self._ticket.value
 
-    def rotate_ticket(self) -> None:
-        """Ends the ticket's life early; the next one asked for is another."""
+    def issue(self, size: int, life: float) -> _Issued:
+        """A new credential that lives for `life` seconds."""
+        return _Issued(secrets.token_urlsafe(size), time.monotonic() + life)
+
+    def respond(self, endpoint: str, method: str, parameters: dict[str, Any]) -> tuple[int, bytes]:
+        """HTTP status and body, as WeChat would answer."""
         with self._state:
-            self._ticket = None
+            if endpoint == "getticket":
+                answer = self._getticket(parameters.get("access_token"))
+            elif endpoint == "stable_token" and method != "POST":
+                answer = refusal(43002)
+            else:
+                answer = self._access_token(parameters, stable=endpoint == "stable_token")
+        return 200, json.dumps(answer).encode()
 
-    def replace_token(self) -> None:
-        """What another program does that asks for a `token` with the same account."""
-        with self._state:
-            self._token = self._new_token()
-
-    def verify(self, *, signature: str, noncestr: str, timestamp: int, url: str) -> bool:
-        """What the phone decides: whether the signature is right for this page, now."""
-        return signature == sign(
-            jsapi_ticket=self.ticket, noncestr=noncestr, timestamp=timestamp, url=url
-        )
-
-    def answer(self, endpoint: str, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """The JSON object that WeChat would answer."""
-        if endpoint == "getticket":
-            return self._getticket(parameters)
-        if endpoint == "stable_token" and method != "POST":
-            return refusal(43002)
-        wrong = self._wrong_account(parameters)
-        if wrong:
-            return refusal(wrong)
-        with self._state:
-            if endpoint == "stable_token":
-                return self._stable_token(force=parameters.get("force_refresh") is True)
-            self._token = self._new_token()
-            return {"access_token": self._token.value, "expires_in": int(self._token_life)}
-
-    def _wrong_account(self, parameters: dict[str, Any]) -> int:
-        checks = (
-            (not parameters.get("appid"), 41002),
-            (not parameters.get("secret"), 41004),
-            (parameters.get("grant_type") != "client_credential", 40002),
-            (parameters.get("appid") != self.appid, 40013),
-            (parameters.get("secret") != self.secret, 40125),
-        )
-        return next((errcode for wrong, errcode in checks if wrong), 0)
-
-    def _stable_token(self, *, force: bool) -> dict[str, Any]:
-        now = time.monotonic()
-        self._stable = [token for token in self._stable[-2:] if token.until > now]
-        if (
-            force
-            or not self._stable
-            or self._stable[-1].until - now <= min(300, self._token_life / 2)
-        ):
-            self._stable = [*([] if force else self._stable), self._new_token()]
-        token = self._stable[-1]
-        return {"access_token": token.value, "expires_in": int(token.until - now)}
-
-    def _getticket(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        access_token = parameters.get("access_token")
-        if not access_token:
-            return refusal(41001)
-        with self._state:
-            alive = [*self._stable, *([self._token] if self._token else [])]
-            token = next((token for token in alive if token.value == access_token), None)
+    def _getticket(self, access_token: str | None) -> dict[str, Any]:
+        alive = [*self._stable, *([self._token] if self._token else [])]
+        token = next((token for token in alive if token.value == access_token), None)
         if token is None:
-            return refusal(40001)
+            return refusal(40001 if access_token else 41001)
         if time.monotonic() >= token.until:
             return refusal(42001)
-        return {"errcode": 0, "errmsg": "ok", "ticket": self.ticket, "expires_in": 7200}
+        return {"errcode": 0, "errmsg": "ok", "ticket": self.ticket, "expires_in": GRANTED_LIFE}
 
-    def _new_token(self) -> _Token:
-        return self._issue(96, self._token_life)
-
-    def _issue(self, size: int, life: float) -> _Token:
-        value = secrets.token_urlsafe(size)
-        self.issued.add(value)
-        return _Token(value, time.monotonic() + life)
+    def _access_token(self, parameters: dict[str, Any], *, stable: bool) -> dict[str, Any]:
+        checks = (
+            (parameters.get("appid"), 41002),
+            (parameters.get("secret"), 41004),
+            (parameters.get("grant_type") == "client_credential", 40002),
+            (parameters.get("appid") == self.appid, 40013),
+            (parameters.get("secret") == self.secret, 40125),
+        )
+        for right, errcode in checks:
+            if not right:
+                return refusal(errcode)
+        now = time.monotonic()
+        if stable:
+            self._stable = [token for token in self._stable[-2:] if token.until > now]
+            if not self._stable or self._stable[-1].until - now <= min(300, self.token_life / 2):
+                self._stable.append(self.issue(96, self.token_life))
+            token = self._stable[-1]
+        else:
+            token = self._token = self.issue(96, self.token_life)
+        return {"access_token": token.value, "expires_in": round(token.until - now)}
 
 
 def refusal(errcode: int) -> dict[str, Any]:
@@ -234,37 +165,15 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
-            parameters = json.loads(body)
+            self._answer(json.loads(body))
         except ValueError:
-            parameters = {}
-        self._answer(parameters)
+            self._answer({})
 
     def _answer(self, parameters: dict[str, Any]) -> None:
         folder, _, endpoint = urlsplit(self.path).path.rpartition("/")
-        known = {"token": "/cgi-bin", "stable_token": "/cgi-bin", "getticket": "/cgi-bin/ticket"}
-        if known.get(endpoint) != folder:
-            self._send(404, b"")
-            return
-        with self.wechat.called:
-            self.wechat.calls[endpoint] += 1
-            self.wechat.called.notify_all()
-        fault = self.wechat.faults.get(endpoint, Fault())
-        time.sleep(fault.delay)
-        if fault.hold is not None:
-            fault.hold.wait()
-        if fault.hang_up:
-            self.close_connection = True
-        elif fault.body is not None or fault.status != 200:
-            self._send(fault.status, fault.body or b"")
-        else:
-            answer = (
-                refusal(fault.errcode)
-                if fault.errcode
-                else self.wechat.answer(endpoint, self.command, parameters)
-            )
-            self._send(200, json.dumps(answer).encode())
-
-    def _send(self, status: int, body: bytes) -> None:
+        status, body = 404, b""
+        if _FOLDERS.get(endpoint) == folder:
+            status, body = self.wechat.respond(endpoint, self.command, parameters)
         self.send_response(status)
         self.send_header("Content-Type", "application/json; encoding=utf-8")
         self.send_header("Content-Length", str(len(body)))
