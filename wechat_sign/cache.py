@@ -249,11 +249,10 @@ class RedisStore:
     def write(self, key: str, credential: Credential) -> bool:
         """Sets credential and marker at once, if the lock is held or nothing newer is there."""
         now = self._clock()
-        life, fresh_for = (
-            int(1000 * (moment - now)) for moment in (credential.expires, credential.fresh_until)
-        )
+        life = max(1, int(1000 * (credential.expires - now)))
+        fresh_for = int(1000 * (credential.fresh_until - now))
         keys = (key, self._checked_key, self._lock_key)
-        arguments = (credential.value, max(1, life), fresh_for, self._lock_token)
+        arguments = (credential.value, life, fresh_for, self._lock_token)
         return bool(self._client.eval(_PUT, len(keys), *keys, *arguments))
 
     def delete(self, key: str, value: str) -> bool:

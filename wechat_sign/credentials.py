@@ -72,12 +72,8 @@ class WeChat:
 
     def fetch_jsapi_ticket(self, access_token: str) -> Grant:
         """The ticket. Within its life WeChat hands out the same one and says 7200 s each time."""
-        answer = self._call(
-            "getticket",
-            "GET",
-            folder="ticket/",
-            params={"access_token": access_token, "type": "jsapi"},
-        )
+        query = {"access_token": access_token, "type": "jsapi"}
+        answer = self._call("getticket", "GET", folder="ticket/", params=query)
         return self._grant(answer, "ticket", endpoint="getticket")
 
     def close(self) -> None:
@@ -85,14 +81,10 @@ class WeChat:
         self._session.close()
 
     def _grant(self, answer: dict[str, Any], name: str, *, endpoint: str) -> Grant:
-        value, expires_in = answer.get(name), answer.get("expires_in")
+        value, expires_in = answer.get(name), answer.get("expires_in", 0)
         if not is_credential(value):
             raise WeChatUnreachable(f"it has no {name} in it", endpoint=endpoint)
-        if (
-            not isinstance(expires_in, int | float)
-            or isinstance(expires_in, bool)
-            or not 0 < expires_in < math.inf
-        ):
+        if type(expires_in) not in (int, float) or not 0 < expires_in < math.inf:
             raise WeChatUnreachable("its expires_in is no number of seconds", endpoint=endpoint)
         return Grant(str(value), expires_in)
 

@@ -85,7 +85,6 @@ class PageHostNotAllowed(SigningError):
 
     def __init__(self, host: str) -> None:
         super().__init__(f"pages on {host} are not signed here: page_hosts does not list it")
-        self.host = host
 
 
 class WeChatRefused(SigningError):
@@ -106,7 +105,7 @@ class WeChatRefused(SigningError):
 
 
 class WeChatUnreachable(SigningError):
-    """No answer from WeChat, or one that is not WeChat's; `cause` says which, without the URL."""
+    """No answer from WeChat, or one that is not WeChat's; `cause` says why, without the URL."""
 
     transient = True
 
@@ -114,7 +113,6 @@ class WeChatUnreachable(SigningError):
         super().__init__(
             f"no usable answer from WeChat to {endpoint}: {cause}", _advice("unreachable")
         )
-        self.cause = cause
         self.endpoint = endpoint
 
 

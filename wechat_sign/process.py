@@ -45,8 +45,6 @@ LIMITS: Final[dict[str, int]] = {
     "idle_connection_timeout": 75,  # seconds; more than the 60 of nginx, which must close first
     "body_timeout": 10,  # seconds
 }
-FIRST_HANDED_OVER: Final = 3
-"""The file descriptor of systemd's first socket, SD_LISTEN_FDS_START."""
 
 
 class BoundedServer(HTTPServer):
@@ -152,10 +150,9 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
         ) from None
 
 
-def take_handed_over(
-    environ: MutableMapping[str, str], first: int = FIRST_HANDED_OVER
-) -> list[socket.socket]:
-    """The sockets that systemd holds for this process, see sd_listen_fds(3). No child sees them.
+def take_handed_over(environ: MutableMapping[str, str], first: int = 3) -> list[socket.socket]:
+    """The sockets that systemd holds for this process, from file descriptor 3 on; see
+    sd_listen_fds(3). No child sees them.
 
     Raises ConfigError where one is none to listen on.
     """
@@ -170,10 +167,9 @@ def take_handed_over(
 def _listening(descriptor: int) -> socket.socket:
     try:
         listening = socket.socket(fileno=descriptor)
-        if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OSError("it does not listen")
-        if listening.type != socket.SOCK_STREAM:
-            raise OSError("it is no stream socket")
+        listens = listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if not listens or listening.type != socket.SOCK_STREAM:
+            raise OSError("it is no stream socket that listens")
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Final
 
 from .cache import MARGIN, Cache, Clock, Credential, boottime
 from .credentials import Grant, WeChat
@@ -37,11 +36,9 @@ from .settings import GRANTED_LIFE, Settings
 
 log = logging.getLogger(__name__)
 
-TRANSIENT_BACK_OFF: Final = (1.0, 60.0)
-"""Seconds, the first and the longest, during which WeChat is left alone after what may pass."""
-BACK_OFF: Final = (60.0, 600.0)
-"""Seconds, the same, after what a person must mend: a night of it must not use up the day's
-quota of 2000 tokens (200 on a test account)."""
+TRANSIENT_BACK_OFF, BACK_OFF = (1.0, 60.0), (60.0, 600.0)
+"""Seconds, the first and the longest, during which WeChat is left alone: after what may pass, and
+after what a person must mend, a night of which must not use up the day's 2000 tokens."""
 
 
 class BackOff:
@@ -82,22 +79,13 @@ class Renewal:
     the back-off. For one thread at a time; every call has an end, for every time-out has one."""
 
     def __init__(
-        self,
-        wechat: WeChat,
-        cache: Cache,
-        settings: Settings,
-        clock: Clock = boottime,
+        self, wechat: WeChat, cache: Cache, settings: Settings, clock: Clock = boottime
     ) -> None:
         self._wechat = wechat
-        self._cache = cache
+        self.cache = cache
         self._settings = settings
         self._clock = clock
         self.back_off = BackOff(clock)
-
-    @property
-    def cache_state(self) -> str:
-        """Either "memory", "redis" or "unreachable"."""
-        return self._cache.state
 
     def look_up(self, held: Credential | None) -> Credential:
         """The best ticket there is: from the cache, from WeChat, or the usable one that is held.
@@ -105,7 +93,7 @@ class Renewal:
         Raises SigningError where there is none.
         """
         found = self._cached(held)
-        self._cache.sync()
+        self.cache.sync()
         if found is not None and self._is_fresh(found, held):
             return self._good(found)
         if found is not None and held is None:
@@ -113,7 +101,7 @@ class Renewal:
         usable = max(filter(None, (found, held)), key=lambda one: one.usable_until, default=None)
         try:
             self.back_off.check()
-            with self._cache.lock(wait=self._settings.lease + 1.0 if usable is None else 0.0):
+            with self.cache.lock(wait=self._settings.lease + 1.0 if usable is None else 0.0):
                 again = self._cached(held)
                 if again is not None and self._is_fresh(again, held):
                     return self._good(again)
@@ -125,7 +113,7 @@ class Renewal:
 
     def _cached(self, held: Credential | None) -> Credential | None:
         """The cache's ticket; where it is the one held, that may have been known for longer."""
-        found = self._cache.get(self._settings.jsapi_ticket_key)
+        found = self.cache.get(self._settings.jsapi_ticket_key)
         if found is not None and held is not None and found.value == held.value:
             return replace(found, usable_until=max(found.usable_until, held.usable_until))
         return found
@@ -159,14 +147,14 @@ class Renewal:
         key = self._settings.access_token_key
         for last_try in (False, True):
             access_token = self._access_token()
-            self._cache.extend_lock()
+            self.cache.extend_lock()
             began = self._clock()
             try:
                 grant = self._wechat.fetch_jsapi_ticket(access_token)
             except WeChatRefused as refusal:
                 if refusal.errcode not in TOKEN_REFUSED:
                     raise
-                self._cache.drop(key, access_token)
+                self.cache.drop(key, access_token)
                 if last_try:
                     raise
                 log.warning("%s; trying once more with a new access_token", refusal)
@@ -177,9 +165,9 @@ class Renewal:
 
     def _access_token(self) -> str:
         key = self._settings.access_token_key
-        cached = self._cache.get(key)
+        cached = self.cache.get(key)
         if cached is None:
-            self._cache.extend_lock()
+            self.cache.extend_lock()
             began = self._clock()
             cached = self._keep(key, self._wechat.fetch_access_token(), began)
         return cached.value
@@ -190,7 +178,7 @@ class Renewal:
         granted = min(grant.expires_in, GRANTED_LIFE)
         life = min(self._settings.redis.expire, max(granted - MARGIN, granted / 2))
         credential = Credential.lasting(grant.value, began, life, min(recheck, life))
-        self._cache.put(key, credential)
+        self.cache.put(key, credential)
         name = "jsapi_ticket" if recheck else "access_token"
         log.info("%s fetched from WeChat, kept for %d s", name, life)
-        return self._cache.get(key) or credential
+        return self.cache.get(key) or credential

@@ -26,17 +26,15 @@ LOOK_SOON: Final = 0.5
 
 @dataclass(frozen=True)
 class Health:
-    """Whether pages can be signed, as far as is known without asking anybody."""
+    """Whether pages can be signed, as far as is known without asking anybody. `age` counts the
+    seconds since the ticket was last seen to be fresh, or since the first look where it never was;
+    `remaining` those for which it is usable. `error` is what last went wrong with WeChat."""
 
     usable: bool
     age: float
-    """Seconds since the ticket was last seen to be fresh; counted from the first look where it
-    never was."""
     remaining: float
-    """Seconds for which the ticket is still usable; below 0 where it is not."""
     cache: str
     error: SigningError | None
-    """What last went wrong with WeChat, if nothing has gone right since."""
 
 
 class JsapiTickets:
@@ -74,7 +72,7 @@ class JsapiTickets:
             usable=held is not None,
             age=now - self._fresh_at if held is not None else math.inf,
             remaining=held.usable_until - now if held is not None else 0.0,
-            cache=self._renewal.cache_state,
+            cache=self._renewal.cache.state,
             error=self._renewal.back_off.error,
         )
 
