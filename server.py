@@ -34,7 +34,7 @@ from wechat_sign.errors import (
     SigningError,
     WeChatRefused,
 )
-from wechat_sign.page_url import MAX_LENGTH, host_is_listed, host_of, page_url
+from wechat_sign.page_url import host_is_listed, host_of, page_url
 from wechat_sign.renewal import Renewal
 from wechat_sign.sandbox import Sandbox, print_banner
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
@@ -133,7 +133,8 @@ class GetApi(BaseHandler):
     async def get(self) -> None:
         try:
             query = self.request.query.encode("latin-1")
-            url = page_url(query, self.application.jssdk.page_hosts)
+            referer = self.request.headers.get("Referer", "")
+            url = page_url(query, self.application.jssdk.page_hosts, referer)
             ticket = await self.application.tickets.current()
         except SigningError as error:
             status, answer = http_error(error)
@@ -143,8 +144,7 @@ class GetApi(BaseHandler):
             return
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         # What was signed, for comparing; the JSON has wx.config's keys and no others.
-        told = url if url.isascii() else url.encode("ascii", "backslashreplace").decode()
-        self.set_header("Signed-Url", told[:MAX_LENGTH])
+        self.set_header("Signed-Url", url[:2048])  # nginx takes 4 KiB of headers by default
         self.finish(self.application.wx_config.sign(url, ticket))
 
     def options(self) -> None:

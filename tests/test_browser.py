@@ -218,8 +218,8 @@ def test_a_wechat_that_never_answers_is_told(start: Start, phone: OpenPhone, loc
 
 def test_a_url_that_can_not_be_signed_is_told(start: Start, phone: OpenPhone) -> None:
     tab = phone()
-    tab.open(start().url + "/?" + "x" * 3000)
-    tab.assert_failed("stepSign", "url is longer than 2048 characters", "sign", "400")
+    tab.open(start().url + "/?" + "x" * 8192)
+    tab.assert_failed("stepSign", "url is longer than 8192 characters", "sign", "400")
 
 
 def test_advice_on_something_else_is_not_taken(
@@ -250,7 +250,7 @@ def test_a_dead_ticket_shows_as_invalid_signature_with_its_causes(
     assert "They are the same." in text
 
 
-@pytest.mark.parametrize(("sent", "signed"), [("x%2Fy", "/y"), ("x%E4%B8%AD", "\\u4e2d")])
+@pytest.mark.parametrize(("sent", "signed"), [("x%2Fy", "/y"), ("x%2By", "+y")])
 def test_a_url_changed_on_the_way_is_marked_where_it_differs(
     start: Start, phone: OpenPhone, sent: str, signed: str
 ) -> None:

@@ -95,6 +95,14 @@ class TestGetApi(ServerCase):
         answers = {self.call(f"/getApi?url={PAGE}").body for _ in range(5)}
         assert len(answers) == 5
 
+    def test_the_referer_decides_between_two_readings_of_a_url(self) -> None:
+        path, page = (
+            "/getApi?url=https://h5.example.com/?q=C%2B%2B",
+            "https://h5.example.com/?q=C++",
+        )
+        assert self.refusal(path)[0] == 400
+        assert self.call(path, Referer=page).headers["Signed-Url"] == page
+
     def test_a_bad_url_is_a_400_with_a_sentence(self) -> None:
         assert self.refusal("/getApi") == (
             400,
@@ -141,7 +149,7 @@ class TestPageHosts(ServerCase):
 
     def test_pages_on_the_list_are_signed_and_others_are_403(self) -> None:
         self.signed(f"url={PAGE}", PAGE)
-        answer = self.signed("url=https://A.b.Example.NET:444/", "https://A.b.Example.NET:444/")
+        answer = self.signed("url=https://A.b.Example.NET:444", "https://a.b.example.net:444/")
         assert answer["openTagList"] == ["wx-open-launch-weapp"]
         status, error = self.refusal("/getApi?url=https://h5.example.com.evil.com/")
         assert status == 403
@@ -195,7 +203,7 @@ def test_the_sandbox_prints_a_curl_line_that_works() -> None:
 
 def test_bytes_in_a_raw_url_are_signed_as_they_came(start: Start, wechat: Sandbox) -> None:
     running = start()
-    url = "https://h5.example.com/中?x=1&y=2"
+    url = "https://h5.example.com/%e4%B8%AD?x=%7E&y=%zz"
     request = f"GET /getApi?url={url}#/route HTTP/1.0\r\n\r\n".encode()
     answer = json.loads(raw(running, request).partition(b"\r\n\r\n")[2])
     assert answer["signature"] == signature_of(answer, wechat.ticket, url)
@@ -396,7 +404,8 @@ class TestPage(ServerCase):
         assert response.body == (ROOT / "wechat_sign" / "wechat-sign.js").read_bytes()
 
     def test_the_url_that_was_signed_is_told_beside_the_json(self) -> None:
-        for page, told in ((PAGE, PAGE), ("https://a/中?x=é", "https://a/\\u4e2d?x=\\xe9")):
+        long = "https://h5.example.com/" + "x" * 5000
+        for page, told in ((PAGE, PAGE), (long, long[:2048])):
             headers = self.call("/getApi?url=" + quote(page, safe="")).headers
             assert headers["Signed-Url"] == told
 

@@ -39,7 +39,7 @@ MAX_CONNECTIONS: Final = 4096
 BACKLOG: Final = 1024
 """Connections that wait in the kernel's queue."""
 LIMITS: Final[dict[str, int]] = {
-    "max_header_size": 32 * 1024,  # an escaped url of 2048 Chinese characters is 18 KiB
+    "max_header_size": 32 * 1024,  # an escaped url of 8192 characters is 24 KiB at most
     "max_body_size": 16 * 1024,  # no request here has one
     "max_buffer_size": 64 * 1024,
     "idle_connection_timeout": 75,  # seconds; more than the 60 of nginx, which must close first
