@@ -140,7 +140,7 @@ class Soak:
         self.wrong = 0
         self.excused = 0
         self.slowest = 0.0
-        self.slowest_warm = 0.0
+        self.slowest_warm = self.slowest_warm_at = 0.0
         self.in_redis_since = float("inf")
         self.refused_at = float(-PAUSE)
         self.tickets = [Ticket(self.wechat.ticket)]
@@ -157,8 +157,8 @@ class Soak:
         with self._lock:
             self.statuses[status] += 1
             self.slowest = max(self.slowest, slow)
-            if warm:
-                self.slowest_warm = max(self.slowest_warm, slow)
+            if warm and slow > self.slowest_warm:
+                self.slowest_warm, self.slowest_warm_at = slow, time.monotonic() - self.began
             if status == 200:
                 if not any(
                     began < ticket.wrong_from
@@ -372,7 +372,9 @@ class Soak:
             "avoidable failures": len(self.failures),
             "failures with no ticket anywhere": self.excused,
             "slowest answer": f"{self.slowest * 1000:.0f} ms",
-            "slowest answer of a warm instance": f"{self.slowest_warm * 1000:.0f} ms",
+            "slowest answer of a warm instance": (
+                f"{self.slowest_warm * 1000:.0f} ms, at {self.slowest_warm_at:.1f} s"
+            ),
             "calls to WeChat": calls,
             f"faults injected: {self.injected.total()}": injected,
         }
