@@ -13,7 +13,6 @@ import pytest
 from harness import CHECKED_KEY, LOCK_KEY, MovedClock, RedisServer, eventually
 
 from wechat_sign.cache import (
-    MARGIN,
     REDIS_PAUSE,
     UNDATED_LIFE,
     Cache,
@@ -35,7 +34,10 @@ def cache_on(server: RedisServer | None, clock: MovedClock, **more: Any) -> Cach
 
 
 def lasting(clock: MovedClock, value: str, life: float, fresh_for: float = 0) -> Credential:
-    return Credential.lasting(value, clock.now, life, fresh_for)
+    """Where it is fresh, this program wrote it, and WeChat granted 100 s more."""
+    expires = clock.now + life
+    usable_until = expires + (100 if fresh_for else 0)
+    return Credential(value, expires, usable_until, clock.now + fresh_for)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +89,7 @@ def test_redis_holds_a_plain_string_with_an_expiry_and_the_marker_its_digest(
     cache_on(redis_server, clock).put(KEY, lasting(clock, "t1cket", 7100, fresh_for=600))
     assert redis_server.run("GET", KEY) == "t1cket"
     assert 7_099_000 < redis_server.run("PTTL", KEY) <= 7_100_000
-    assert redis_server.run("GET", CHECKED_KEY) == hashlib.sha1(b"t1cket").hexdigest()
+    assert redis_server.run("GET", CHECKED_KEY) == hashlib.sha1(b"t1cket").hexdigest() + " 100000"
     assert 599_000 < redis_server.run("PTTL", CHECKED_KEY) <= 600_000
 
 
@@ -104,7 +106,7 @@ def test_another_instance_reads_value_life_and_freshness(
     assert found is not None
     assert found.value == "t"
     assert 999 < found.expires - clock.now <= 1000
-    assert found.usable_until == found.expires + MARGIN
+    assert found.usable_until == found.expires + 100
     assert 99 < found.fresh_until - clock.now <= 100
 
 
@@ -116,7 +118,7 @@ def test_of_another_programs_credential_nothing_is_known_but_its_life(
     assert found is not None
     assert 99 < found.expires - clock.now <= 100
     assert found.usable_until == found.expires
-    assert found.fresh_until == clock.now
+    assert found.fresh_until <= clock.now
 
 
 @pytest.mark.parametrize("life", [(), ("EX", 99999)])
@@ -188,15 +190,26 @@ def test_what_another_wrote_is_not_overwritten_by_what_this_one_remembers(
 
 
 @pytest.mark.parametrize(
-    ("theirs", "checked", "stays"), [(50, False, False), (200, False, True), (50, True, True)]
+    ("theirs", "checked", "fresh", "stays"),
+    [
+        (50, False, False, False),
+        (200, False, False, True),
+        (200, False, True, False),
+        (50, True, True, True),
+        (50, True, False, True),
+    ],
 )
 def test_without_the_lock_only_what_is_newer_is_written(
-    redis_server: RedisServer, clock: MovedClock, theirs: int, checked: bool, stays: bool
+    redis_server: RedisServer,
+    clock: MovedClock,
+    theirs: int,
+    checked: bool,
+    fresh: bool,
+    stays: bool,
 ) -> None:
-    cache_on(redis_server, clock).put(
-        KEY, lasting(clock, "theirs", theirs, fresh_for=theirs if checked else 0)
-    )
-    cache_on(redis_server, clock).put(KEY, lasting(clock, "mine", 100, fresh_for=100))
+    """A fresh one is newer than one that nobody confirmed, however long that lasts."""
+    cache_on(redis_server, clock).put(KEY, lasting(clock, "theirs", theirs, checked * 50))
+    cache_on(redis_server, clock).put(KEY, lasting(clock, "mine", 100, fresh * 100))
     assert redis_server.run("GET", KEY) == ("theirs" if stays else "mine")
 
 

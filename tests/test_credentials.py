@@ -122,6 +122,30 @@ def test_the_cause_is_named_down_to_the_bottom() -> None:
         WeChat(WeChatSettings("wx1", "s", nobody)).fetch_access_token()
 
 
+@pytest.mark.parametrize("location", [b"http://[::1", b"http://\xd6\xd0/"])
+def test_a_redirect_to_nowhere_is_no_answer(location: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: "
+                connection.sendall(head + location + b"\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(WeChatUnreachable):
+            WeChat(WeChatSettings("wx1", "s", url)).fetch_access_token()
+        thread.join()
+
+
+def test_a_name_that_can_be_no_hosts_is_no_answer() -> None:
+    with pytest.raises(WeChatUnreachable):
+        WeChat(WeChatSettings("wx1", "s", "http://api..weixin.qq.com")).fetch_access_token()
+
+
 @pytest.mark.parametrize("endpoint", ["token", "getticket"])
 @pytest.mark.parametrize(
     "fault",

@@ -6,8 +6,10 @@ Redis has its own clock: what is over there is deleted here, as Redis would.
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from harness import (
     settings_for,
 )
 
-from wechat_sign.cache import REDIS_PAUSE, UNDATED_LIFE, Credential
+from wechat_sign.cache import REDIS_PAUSE, UNDATED_LIFE, Cache, Credential
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import LockedElsewhere, SigningError, WeChatRefused, WeChatUnreachable
 from wechat_sign.renewal import BackOff, Renewal
@@ -35,15 +37,16 @@ DUE = ("DEL", CHECKED_KEY)
 """What Redis does by itself when `expire`, or `recheck`, is over."""
 
 
-def digest(value: str) -> str:
-    return hashlib.sha1(value.encode()).hexdigest()
+def marker(value: str, *, beyond: int = 100_000) -> str:
+    """The marker of a ticket that WeChat granted for so many ms beyond its TTL."""
+    return f"{hashlib.sha1(value.encode()).hexdigest()} {beyond}"
 
 
 def write(redis_server: RedisServer, value: str, life: int, *, checked: bool = False) -> None:
     """A ticket in Redis that WeChat did not just grant."""
     redis_server.run("SET", TICKET_KEY, value, "EX", life)
     if checked:
-        redis_server.run("SET", CHECKED_KEY, digest(value), "EX", min(life, 600))
+        redis_server.run("SET", CHECKED_KEY, marker(value), "EX", min(life, 600))
 
 
 class Background:
@@ -87,7 +90,7 @@ def test_a_marker_beside_the_ticket_says_which_one_was_confirmed_lately(
     wechat: Sandbox, redis_server: RedisServer
 ) -> None:
     renewal_for(wechat, redis_server).look_up(None)
-    assert redis_server.run("GET", CHECKED_KEY) == digest(wechat.ticket)
+    assert redis_server.run("GET", CHECKED_KEY) == marker(wechat.ticket)
     assert 590 < redis_server.run("TTL", CHECKED_KEY) <= 600
 
 
@@ -152,17 +155,17 @@ def test_a_ticket_whose_marker_is_over_is_asked_for_again(
     assert renewal.look_up(held).value == wechat.ticket != held.value
     assert wechat.calls == {"token": 1, "getticket": 2}
     assert redis_server.run("TTL", TICKET_KEY) > 7000
-    assert redis_server.run("GET", CHECKED_KEY) == digest(wechat.ticket)
+    assert redis_server.run("GET", CHECKED_KEY) == marker(wechat.ticket)
 
 
 @pytest.mark.parametrize("life", [(), ("EX", 100), ("EX", 99999)])
-@pytest.mark.parametrize("marker", [None, "of another ticket"])
+@pytest.mark.parametrize("named", [None, "another ticket"])
 def test_another_programs_ticket_serves_and_then_wechat_is_asked(
-    wechat: Sandbox, redis_server: RedisServer, life: tuple[Any, ...], marker: str | None
+    wechat: Sandbox, redis_server: RedisServer, life: tuple[Any, ...], named: str | None
 ) -> None:
     redis_server.run("SET", TICKET_KEY, "theirs", *life)
-    if marker:
-        redis_server.run("SET", CHECKED_KEY, digest(marker), "EX", 600)
+    if named:
+        redis_server.run("SET", CHECKED_KEY, marker(named), "EX", 600)
     renewal = renewal_for(wechat, redis_server)
     held = renewal.look_up(None)
     assert held.value == "theirs"
@@ -250,7 +253,7 @@ def test_of_two_that_are_due_the_one_that_lasts_longer_serves(
     write(redis_server, "in Redis", 50)
     write(redis_server, "in-redis", 50)
     for value, life, serves in (("held", 100, "held"), ("held", 20, "in-redis")):
-        held = Credential.lasting(value, clock.now, life)
+        held = Credential(value, clock.now + life, clock.now + life)
         assert renewal.look_up(held).value == serves
 
 
@@ -261,6 +264,56 @@ def test_the_same_ticket_seen_again_lives_as_long_as_it_was_known_to(
     held = renewal.look_up(None)
     redis_server.run("PEXPIRE", TICKET_KEY, 1000)
     assert renewal.look_up(held).usable_until == held.usable_until
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+@pytest.mark.parametrize("life", [7200, 7150])
+def test_a_redis_that_takes_nothing_does_not_bring_a_dead_ticket_back(
+    wechat: Sandbox, own_redis: RedisServer, trouble: str, life: int
+) -> None:
+    """It lasts longer than the one that WeChat just granted, and nobody confirmed it."""
+    write(own_redis, "dead", life)
+    if trouble == "full":
+        own_redis.run("CONFIG", "SET", "maxmemory", "1")
+    else:
+        own_redis.run("REPLICAOF", "127.0.0.1", own_redis.port)
+    renewal = renewal_for(wechat, own_redis)
+    held = renewal.look_up(None)
+    for _ in range(5):
+        held = renewal.look_up(held)
+        assert held.value == wechat.ticket
+    assert wechat.calls == {"token": 1, "getticket": 1}
+
+
+def test_a_fresh_ticket_is_taken_from_an_instance_that_keeps_it_for_less(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    long, short = (
+        renewal_for(wechat, redis_server, clock=clock, expire=expire) for expire in (7100, 3600)
+    )
+    held = long.look_up(None)
+    wechat.rotate_ticket()
+    redis_server.run(*DUE)
+    clock.advance(600)
+    assert short.look_up(held).value == wechat.ticket
+    wechat.faults = dict.fromkeys(("token", "getticket"), Fault(hang_up=True))
+    assert long.look_up(held).value == wechat.ticket
+    assert wechat.calls == {"token": 1, "getticket": 2}
+
+
+def test_a_ticket_that_ended_while_wechat_was_asked_serves_nobody(
+    wechat: Sandbox, clock: MovedClock
+) -> None:
+    renewal = renewal_for(wechat, clock=clock)
+    held = renewal.look_up(None)
+    clock.advance(7150)
+    wechat.faults["token"] = hold = Fault(hold=threading.Event(), errcode=-1)
+    waiting = Background(renewal, held)
+    called(wechat, "token", 2)
+    clock.advance(100)
+    assert hold.hold is not None
+    hold.hold.set()
+    assert isinstance(waiting.join().error, WeChatRefused)
 
 
 # Refused, and backing off.
@@ -550,6 +603,63 @@ def test_pages_are_signed_with_redis_in_any_trouble_and_wechat_is_asked_once(
     assert "Traceback" not in caplog.text
 
 
+class Nonsense:
+    """Answers every command of Redis with the same bytes, whatever they mean."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._answer = answer
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                with connection, suppress(OSError):
+                    while connection.recv(65536):
+                        connection.sendall(self._answer * 8)
+
+    def stop(self) -> None:
+        self._listening.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b":5\r\n",
+        b"*1\r\n:1\r\n",
+        b"$abc\r\n",
+        b"$-1\r\n",
+        b"+s3cr3t\r\n",
+        b"!s3cr3t\r\n",
+        b"*1\r\n" * 3000,
+    ],
+)
+def test_a_redis_that_answers_nonsense_costs_no_page(
+    wechat: Sandbox, answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    nonsense = Nonsense(answer)
+    settings = settings_for(wechat, host="127.0.0.1", port=nonsense.port)
+    renewal = Renewal(WeChat(settings.wechat), Cache(settings), settings)
+    held = renewal.look_up(None)
+    assert renewal.look_up(held).value == wechat.ticket
+    nonsense.stop()
+    assert wechat.calls == {"token": 1, "getticket": 1}
+    assert "Traceback" not in caplog.text
+    assert "s3cr3t" not in caplog.text
+
+
+@pytest.mark.parametrize("host", ["redis..internal", "x" * 64])
+def test_a_name_that_can_be_no_hosts_is_a_redis_that_is_not_reached(
+    wechat: Sandbox, host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    renewal = renewal_for(wechat, host=host)
+    assert renewal.look_up(None).value == wechat.ticket
+    assert renewal.cache.state == "unreachable"
+    assert "Traceback" not in caplog.text
+
+
 def test_a_redis_that_hangs_is_waited_for_once(
     wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
 ) -> None:
@@ -594,7 +704,7 @@ def test_whatever_the_keys_hold_is_healed(
     renewal = renewal_for(wechat, redis_server)
     assert renewal.look_up(renewal.look_up(None)).value == wechat.ticket
     assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
-    assert redis_server.run("GET", CHECKED_KEY) == digest(wechat.ticket)
+    assert redis_server.run("GET", CHECKED_KEY) == marker(wechat.ticket)
     assert 7000 < redis_server.run("TTL", TICKET_KEY) <= 7100
     assert 7000 < redis_server.run("TTL", TOKEN_KEY) <= 7100
 

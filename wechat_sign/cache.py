@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 import time
 from collections import deque
@@ -30,9 +31,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Clock = Callable[[], float]
 
-MARGIN: Final = 100.0
-"""Seconds by which the cache lets a credential go before WeChat does, at the least: they are for
-fetching the next one, so that no page waits for it."""
 UNDATED_LIFE: Final = 60.0
 """Seconds for which a credential without an expiry is used after it was last seen in Redis."""
 REDIS_TIMEOUT: Final = 1.0
@@ -45,19 +43,23 @@ _POLL: Final = 0.05
 """Seconds between two tries to get the lock."""
 
 # Whoever holds the lock writes. Without it (Redis was away, or the lease is over) a late answer
-# must not replace a newer one: one that WeChat confirmed lately, or that lives longer.
+# must not replace a newer one: one that WeChat confirmed lately, or, where this one was not
+# confirmed lately itself, one that lives longer. The marker is the digest of the ticket, and the
+# milliseconds for which WeChat granted it beyond its TTL.
 _PUT: Final = """
     local function get(key)
         local value = redis.pcall('get', key)
         return type(value) == 'string' and value
     end
     local there = get(KEYS[1])
-    local confirmed = there and get(KEYS[2]) == redis.sha1hex(there)
-    local longer = redis.call('pttl', KEYS[1]) >= tonumber(ARGV[2])
-    if get(KEYS[3]) ~= ARGV[4] and (confirmed or longer) then return 0 end
+    local confirmed = there and (get(KEYS[2]) or ''):sub(1, 40) == redis.sha1hex(there)
+    local fresh = tonumber(ARGV[3]) > 0
+    local longer = not fresh and redis.call('pttl', KEYS[1]) >= tonumber(ARGV[2])
+    if get(KEYS[3]) ~= ARGV[5] and (confirmed or longer) then return 0 end
     local done = redis.pcall('set', KEYS[1], ARGV[1], 'px', ARGV[2])
-    if not done.err and tonumber(ARGV[3]) > 0 then
-        done = redis.pcall('set', KEYS[2], redis.sha1hex(ARGV[1]), 'px', ARGV[3])
+    if not done.err and fresh then
+        local marker = redis.sha1hex(ARGV[1]) .. ' ' .. ARGV[4]
+        done = redis.pcall('set', KEYS[2], marker, 'px', ARGV[3])
     end
     return done
 """
@@ -76,24 +78,15 @@ def boottime() -> float:
 class Credential:
     """A token or a ticket, and three moments on the clock.
 
-    The cache lets it go when it `expires`. WeChat lets it live until `usable_until`, or longer.
-    Until `fresh_until` nobody need ask WeChat whether it is still the one.
+    The cache lets it go when it `expires`; WeChat granted it until `usable_until`, which is the
+    same where nothing more is known. Until `fresh_until` nobody need ask WeChat whether it is
+    still the one.
     """
 
     value: str = field(repr=False)
     expires: float
     usable_until: float
-    fresh_until: float
-
-    @classmethod
-    def lasting(cls, value: str, now: float, life: float, fresh_for: float = 0.0) -> Credential:
-        """One that the cache keeps for `life` seconds.
-
-        `fresh_for` > 0 says that this program wrote it: then WeChat granted MARGIN more than its
-        life, or twice its life where that is less.
-        """
-        margin = min(MARGIN, life) if fresh_for > 0 else 0.0
-        return cls(value, now + life, now + life + margin, now + fresh_for)
+    fresh_until: float = 0.0
 
 
 class Cache:
@@ -125,8 +118,8 @@ class Cache:
         return "unreachable" if REACHING in self._breaker.trouble else "redis"
 
     def get(self, key: str) -> Credential | None:
-        """What Redis has; the mirror's where Redis fails, has none, or has one that ends sooner
-        than what it did not take."""
+        """What Redis has; the mirror's where Redis fails, has none, or has one that is less fresh
+        or ends sooner than what it did not take."""
         mine = self._mirror.get(key)
         if mine is not None and self._clock() >= mine.expires:
             mine = None
@@ -137,11 +130,14 @@ class Cache:
         if theirs is None or theirs.value in self._revoked:
             self._dirty.add(key)
             return mine
-        if mine is not None and key in self._dirty and mine.expires > theirs.expires:
+        if mine is not None and key in self._dirty and self._rank(mine) > self._rank(theirs):
             return mine
         self._mirror[key] = theirs
         self._dirty.discard(key)
         return theirs
+
+    def _rank(self, credential: Credential) -> tuple[bool, float]:
+        return self._clock() < credential.fresh_until, credential.expires
 
     def put(self, key: str, credential: Credential) -> None:
         """Keeps the credential; in Redis with the lock, or where nothing newer is there."""
@@ -231,7 +227,7 @@ class RedisStore:
             for one in (key, self._checked_key):
                 pipe.pttl(one)
                 pipe.get(one)
-            life, value, fresh_for, digest = pipe.execute(raise_on_error=False)
+            life, value, fresh_for, marker = pipe.execute(raise_on_error=False)
         if isinstance(value, redis.ResponseError) and str(value).startswith("WRONGTYPE"):
             log.warning("the Redis key %s does not hold a string; it will be replaced", key)
             return None
@@ -243,16 +239,23 @@ class RedisStore:
             return None
         # WeChat grants no more: whoever wrote a longer life did not get it from there.
         life = life / 1000 if 0 <= life <= GRANTED_LIFE * 1000 else UNDATED_LIFE
-        confirmed = digest == hashlib.sha1(value).hexdigest().encode()
-        return Credential.lasting(text, self._clock(), life, fresh_for / 1000 if confirmed else 0.0)
+        expires = self._clock() + life
+        named = re.fullmatch(
+            rb"([0-9a-f]{40}) ([0-9]{1,7})", marker if type(marker) is bytes else b""
+        )
+        if named is None or named[1].decode() != hashlib.sha1(value).hexdigest():
+            return Credential(text, expires, expires)
+        fresh_until = self._clock() + fresh_for / 1000
+        return Credential(text, expires, expires + int(named[2]) / 1000, fresh_until)
 
     def write(self, key: str, credential: Credential) -> bool:
         """Sets credential and marker at once, if the lock is held or nothing newer is there."""
         now = self._clock()
         life = max(1, int(1000 * (credential.expires - now)))
         fresh_for = int(1000 * (credential.fresh_until - now))
+        more = int(1000 * (credential.usable_until - credential.expires))
         keys = (key, self._checked_key, self._lock_key)
-        arguments = (credential.value, life, fresh_for, self._lock_token)
+        arguments = (credential.value, life, fresh_for, more, self._lock_token)
         return bool(self._client.eval(_PUT, len(keys), *keys, *arguments))
 
     def delete(self, key: str, value: str) -> bool:
@@ -296,8 +299,8 @@ class CircuitBreaker:
             result = operation()
         except LockError:
             raise
-        except redis.RedisError as error:
-            if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        except Exception as error:  # also what redis-py raises for a reply that makes no sense
+            if not isinstance(error, redis.ResponseError):
                 self._open_until = self._clock() + REDIS_PAUSE
                 what = REACHING
             self._failed(what, error)
@@ -313,9 +316,12 @@ class CircuitBreaker:
             log.info("%s works again", what)
 
     def _failed(self, what: str, error: Any) -> None:
-        # redis-py and Redis repeat the arguments of a failed command, credentials among them.
+        # redis-py and Redis repeat the arguments of a failed command, and what makes no sense in
+        # a reply; credentials may be among both.
         reason = str(error).rpartition("caused error: ")[2].partition(", with args")[0]
-        cause = f"{type(error).__name__}: {reason}"
+        shown = redis.ConnectionError | redis.TimeoutError | redis.ResponseError
+        nonsense = isinstance(error, redis.InvalidResponse) or not isinstance(error, shown)
+        cause = type(error).__name__ + ("" if nonsense else f": {reason}")
         if what not in self.trouble:
             log.warning("%s at %s fails, going on without: %s", what, self._place, cause)
         self.trouble[what] = cause

@@ -121,7 +121,7 @@ class WeChat:
                 **parameters,
             ) as response:
                 status, body = response.status_code, self._read(response)
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # ValueError: for an odd url
             # Its text, and that of its cause, has the whole URL in it, secret included.
             raise WeChatUnreachable(_cause(error), endpoint=endpoint) from None
         if status != 200:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from .cache import MARGIN, Cache, Clock, Credential, boottime
+from .cache import Cache, Clock, Credential, boottime
 from .credentials import Grant, WeChat
 from .errors import TOKEN_REFUSED, SigningError, WeChatRefused
 from .settings import GRANTED_LIFE, Settings
@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 TRANSIENT_BACK_OFF, BACK_OFF = (1.0, 60.0), (60.0, 600.0)
 """Seconds, the first and the longest, during which WeChat is left alone: after what may pass, and
 after what a person must mend, a night of which must not use up the day's 2000 tokens."""
+
+
+MARGIN = 100.0
+"""Seconds by which the cache lets a credential go before WeChat does, at the least."""
 
 
 class BackOff:
@@ -107,7 +111,7 @@ class Renewal:
                     return self._good(again)
                 return self._good(self._ask(usable))
         except SigningError:
-            if usable is None:
+            if usable is None or self._clock() >= usable.usable_until:
                 raise
             return usable
 
@@ -177,7 +181,8 @@ class Renewal:
         the cache has then, which is another one where this answer came too late."""
         granted = min(grant.expires_in, GRANTED_LIFE)
         life = min(self._settings.redis.expire, max(granted - MARGIN, granted / 2))
-        credential = Credential.lasting(grant.value, began, life, min(recheck, life))
+        fresh_until = began + min(recheck, life)
+        credential = Credential(grant.value, began + life, began + granted, fresh_until)
         self.cache.put(key, credential)
         name = "jsapi_ticket" if recheck else "access_token"
         log.info("%s fetched from WeChat, kept for %d s", name, life)
