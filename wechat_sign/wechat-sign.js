@@ -37,7 +37,10 @@
   // Resolves to what wx.config takes, and the url that was signed. Its Error has a `status` (0: no
   // answer), and the server's `reason` and `errcode` where it was the server that answered.
   function fetchConfig(url) {
-    return fetch(server + '/getApi?url=' + encodeURIComponent(url)).then(function (answer) {
+    return fetch(server + '/getApi?url=' + encodeURIComponent(url), {
+      // The whole Referer tells the server what is meant where a url can be read in two ways.
+      referrerPolicy: 'no-referrer-when-downgrade'
+    }).then(function (answer) {
       return answer.json().catch(function () {}).then(function (body) {
         body = body || {}
         if (answer.ok && body.signature) {
