@@ -11,6 +11,7 @@ from configparser import ConfigParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
 from harness import ROOT, Fault, Sandbox, Start, signature_of
@@ -132,7 +133,7 @@ def test_inside_wechat_the_page_ticks_every_step(
     tab.open(start().url + tail)
     assert tab.verdict() == "allWell"
     steps = tab.page.eval_on_selector_all("#steps > li", "items => items.map(i => i.className)")
-    assert steps == ["good"] * 4
+    assert steps == ["good"] * 5
     assert "updateAppMessageShareData" in tab.text()
     assert [call["debug"] for call in tab.calls("config")] == [False]
     assert tab.console == []  # no violation of the Content-Security-Policy either
@@ -179,6 +180,7 @@ def answered(status: int, body: str) -> Break:
         ("getApi", answered(502, "<h1>"), "sign", "not json", "HTTP 502, not JSON", "HTTP 502，"),
         ("getApi", answered(200, "<h1>"), "sign", "not json", "HTTP 200, not JSON", "HTTP 200，"),
         ("getApi", answered(200, "{}"), "sign", "not json", "HTTP 200, not JSON", "HTTP 200，"),
+        ("getApi", answered(404, '{"error": "none"}'), "sign", "404", "none", "none"),
         ("wechat-sign.js", cut, "sign", "no script", "wechat-sign.js could not", "无法从本服务"),
         ("wechat-sign.js", answered(404, ""), "sign", "no script", "could not", "无法从本服务"),
         ("jweixin", cut, "script", "else", "neither res.wx.qq.com nor res2.", "均无法加载"),
@@ -250,21 +252,133 @@ def test_a_dead_ticket_shows_as_invalid_signature_with_its_causes(
     assert "They are the same." in text
 
 
+Mangle = Callable[[list[str]], str]
+"""What a proxy makes of the last of the queries that it got."""
+
+
+def mangling(mangle: Mangle) -> Break:
+    queries: list[str] = []
+
+    def proxy(route: Any) -> None:
+        address, _, query = route.request.url.partition("?")
+        queries.append(query)
+        route.continue_(url=f"{address}?{mangle(queries)}")
+
+    return proxy
+
+
+def unescaping_in_part(queries: list[str]) -> str:
+    return queries[-1].replace("%25", "%")
+
+
+def marks(tab: Phone) -> list[str]:
+    return list(tab.page.eval_on_selector_all("mark", "marks => marks.map(m => m.textContent)"))
+
+
 @pytest.mark.parametrize(("sent", "signed"), [("x%2Fy", "/y"), ("x%2By", "+y")])
 def test_a_url_changed_on_the_way_is_marked_where_it_differs(
     start: Start, phone: OpenPhone, sent: str, signed: str
 ) -> None:
-    def proxy(route: Any) -> None:
-        """Unescapes once too often, as some do."""
-        route.continue_(url=route.request.url.replace("%25", "%"))
-
     tab = phone()
-    tab.page.route("**/getApi?*", proxy)
+    tab.page.route("**/getApi?*", mangling(unescaping_in_part))
     tab.open(f"{start().url}/?a={sent}&b=2")
-    assert tab.verdict() == "failed"
-    marked = tab.page.eval_on_selector_all("mark", "marks => marks.map(m => m.textContent)")
-    assert marked == [f"{signed}&b=2", f"{sent[1:]}&b=2"]
-    assert "changes the url" in tab.text()
+    tab.assert_failed("stepUrls", "a proxy between this page and the server", "urls", "changed")
+    assert marks(tab) == [f"{signed}&b=2", f"{sent[1:]}&b=2"]
+    assert tab.scripts == []
+
+
+TAIL = "&to=https%3A%2F%2Fexample.com%2F%3Fx%3D1%26y%3D2&e=&r=100%25"
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+@pytest.mark.parametrize(
+    ("mangle", "marked"),
+    [
+        (unescaping_in_part, ["++" + unquote(TAIL), "%2B%2B" + TAIL]),
+        (lambda queries: unquote(unquote(queries[-1])), ["++" + unquote(TAIL), "%2B%2B" + TAIL]),
+        (lambda queries: unquote(queries[-1]) + "&v=1", ["&v=1"]),
+        (lambda queries: queries[0], ["?d=1;2&s=a+b&p=c%2B%2B" + TAIL]),  # a cache
+    ],
+)
+def test_a_mangling_proxy_shows_in_a_desktop_browser(
+    start: Start, phone: OpenPhone, locale: str, mangle: Mangle, marked: list[str]
+) -> None:
+    tab = phone("desktop", locale=locale)
+    tab.page.route("**/getApi?*", mangling(mangle))
+    tab.open(start().url + "/")
+    said = {"en-US": "the server changed the url", "zh-CN": "之间的代理改动了 url"}[locale]
+    tab.assert_failed("stepUrls", said, "urls", "changed")
+    assert marks(tab) == marked
+    assert {"en-US": "changes the url", "zh-CN": "有环节改动了 url"}[locale] in tab.text()
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+@pytest.mark.parametrize(
+    ("mangle", "step", "said"),
+    [
+        (lambda queries: unquote(queries[-1]), "urls", "seems to be appended to the url"),
+        (lambda queries: quote(queries[-1], safe="="), "sign", "url was escaped twice"),
+        (lambda queries: "&".join(queries[-1:] * 2), "sign", "more than one parameter url"),
+    ],
+)
+def test_what_the_server_says_of_a_mangled_url_is_told(
+    start: Start, phone: OpenPhone, locale: str, mangle: Mangle, step: str, said: str
+) -> None:
+    tab = phone("desktop", locale=locale)
+    tab.page.route("**/getApi?*", mangling(mangle))
+    url = start().url
+    tab.open(url + "/")
+    tab.assert_failed(f"step{step.title()}", said, step, "400")
+    if step == "urls":
+        assert {"en-US": "changed the url; of", "zh-CN": "改动了 url；"}[locale] in tab.text()
+        assert f"{url}/%E6%B4%BB%E5%8A%A8?q=%22a%27&n=%E4%B8%AD" in tab.text()
+    assert marks(tab) == []
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+@pytest.mark.parametrize(
+    ("broken", "code", "en", "zh"),
+    [
+        (cut, "no answer", "this server did not answer", "本服务没有响应"),
+        (answered(403, "<h1>"), "not json", "HTTP 403, not JSON", "HTTP 403，"),
+        (answered(400, "<h1>"), "not json", "HTTP 400, not JSON", "HTTP 400，"),
+    ],
+)
+def test_what_keeps_an_odd_url_alone_from_the_server_is_told(
+    start: Start, phone: OpenPhone, locale: str, broken: Break, code: str, en: str, zh: str
+) -> None:
+    """A firewall that finds something in it."""
+    tab = phone("desktop", locale=locale)
+    tab.page.route(re.compile("getApi.*example"), broken)
+    tab.open(start().url + "/")
+    kind = "urls" if code in CAUSES["urls"] else "sign"
+    tab.assert_failed("stepUrls", zh if locale == "zh-CN" else en, kind, code)
+    assert TAIL in tab.text()
+
+
+def test_urls_with_all_that_is_easily_spoilt_are_asked_for(start: Start, phone: OpenPhone) -> None:
+    tab = phone("desktop")
+    asked: list[str] = []
+    tab.page.on("request", lambda request: asked.append(request.url))
+    url = start().url + "/?a=1"
+    tab.open(url)
+    assert tab.verdict() == "outside"
+    own, *odd = [unquote(at.partition("=")[2]) for at in asked if "/getApi?url=" in at]
+    assert own == url
+    assert all(at.startswith(start().url.rpartition(":")[0]) for at in odd)
+    for part in (
+        "%22",
+        "%27",
+        "%E4%B8%AD",
+        ";",
+        "+",
+        "%2B",
+        "https%3A%2F%2F",
+        "=&",
+        "%25",
+        "%252F",
+    ):
+        assert part in " ".join(odd)
 
 
 @pytest.mark.parametrize(
@@ -329,8 +443,7 @@ def test_what_to_do_is_told_in_chinese_too(start: Start, phone: OpenPhone, wecha
 def test_a_page_host_that_is_not_listed_is_told(start: Start, phone: OpenPhone) -> None:
     tab = phone()
     tab.open(start("[jssdk]", "page_hosts = h5.example.com").url + "/")
-    assert tab.verdict() == "failed"
-    assert "add this page's host to page_hosts" in tab.text()
+    tab.assert_failed("stepSign", "page_hosts does not list it", "sign", "403")
 
 
 def test_outside_wechat_the_page_says_where_to_open_it(start: Start, phone: OpenPhone) -> None:
@@ -516,6 +629,74 @@ def test_it_says_what_keeps_it_from_signing(
     refused = phone()
     refused.open(site(PLAIN.format(server=start(*LISTED).url)))
     assert "answers 502: WeChat refuses with errcode 40164" in outcome(refused)
+
+
+CROSS = {"Access-Control-Allow-Origin": "*"}
+
+
+@pytest.mark.parametrize("kind", ["iOS", "Android"])
+def test_it_names_both_urls_where_a_proxy_changed_one(
+    start: Start, phone: OpenPhone, site: Callable[[str], str], kind: str
+) -> None:
+    tab = phone(kind)
+    tab.page.route("**/getApi?*", mangling(unescaping_in_part))
+    base = site(PLAIN.format(server=start(*LISTED).url))
+    tab.open(base + "/?a=c%2B%2B#/route")
+    assert outcome(tab) == (
+        "a proxy between this page and the server changed the url: "
+        f"{base}/?a=c%2B%2B was sent, {base}/?a=c++ was signed"
+    )
+    facts = "wechatSign.fetchConfig(location.href).catch(e => [e.sent, e.signed, e.status])"
+    tab.open(base + "/?a=c%2B%2B")
+    assert tab.page.evaluate(facts) == [base + "/?a=c%2B%2B", base + "/?a=c++", 200]
+    assert tab.calls("config") == []
+
+
+@pytest.mark.parametrize("header", ["Signed-Url", "Access-Control-Expose-Headers"])
+def test_without_signed_url_it_has_nothing_to_compare(
+    start: Start, phone: OpenPhone, site: Callable[[str], str], header: str
+) -> None:
+    def proxy(route: Any) -> None:
+        answer = route.fetch()
+        headers = {name: value for name, value in answer.headers.items() if name != header.lower()}
+        assert headers != answer.headers
+        route.fulfill(response=answer, headers=headers)
+
+    tab = phone()
+    tab.page.route("**/getApi?*", proxy)
+    tab.open(site(PLAIN.format(server=start(*LISTED).url)) + "/?a=c%2B%2B")
+    assert outcome(tab) == "shared"
+
+
+def test_of_a_long_url_the_beginning_is_compared(
+    start: Start, phone: OpenPhone, site: Callable[[str], str]
+) -> None:
+    base = site(PLAIN.format(server=start(*LISTED).url))
+    tab = phone()
+    tab.open(f"{base}/?a=c%2B%2B&long={'x' * 3000}")
+    assert outcome(tab) == "shared"
+    mangled = phone()
+    mangled.page.route("**/getApi?*", mangling(unescaping_in_part))
+    mangled.open(f"{base}/?a=c%2B%2B&long={'x' * 3000}")
+    assert "changed the url" in outcome(mangled)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (502, "<html>", "answers 502 and not JSON"),
+        (200, "<!doctype html>", "answers 200 and not JSON"),
+        (404, '{"message": "no Route"}', "answers 404 and other JSON than its own"),
+    ],
+)
+def test_it_asks_whether_a_proxy_hands_on(
+    start: Start, phone: OpenPhone, site: Callable[[str], str], status: int, body: str, said: str
+) -> None:
+    tab = phone()
+    tab.page.route("**/getApi?*", lambda at: at.fulfill(status=status, body=body, headers=CROSS))
+    tab.open(site(PLAIN.format(server=start(*LISTED).url)))
+    handed_on = "is /getApi handed on to the signing server?"
+    assert outcome(tab) == f"the signing server {said}: {handed_on}"
 
 
 @pytest.mark.parametrize("policy", ["", '<meta name="referrer" content="no-referrer">'])

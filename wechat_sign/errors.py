@@ -43,7 +43,7 @@ CAUSES: Final = {
         got: [_advice(name) for name in names.split(", ")]
         for got, names in _TABLE[f"page {step}"].items()
     }
-    for step in ("sign", "script", "phone")
+    for step in ("sign", "urls", "script", "phone")
 }
 """Why a step of the page failed, most often first, by the step and what it got."""
 

@@ -34,26 +34,36 @@
     return location.href.split('#')[0]
   }
 
-  // Resolves to what wx.config takes, and the url that was signed. Its Error has a `status` (0: no
-  // answer), and the server's `reason` and `errcode` where it was the server that answered.
+  // Resolves to what wx.config takes. Its Error has the url that was `sent`, the answer's `status`
+  // (0: none), the server's `reason` and `errcode`, and the url that was `signed` in its place.
   function fetchConfig(url) {
     return fetch(server + '/getApi?url=' + encodeURIComponent(url), {
       // The whole Referer tells the server what is meant where a url can be read in two ways.
       referrerPolicy: 'no-referrer-when-downgrade'
     }).then(function (answer) {
       return answer.json().catch(function () {}).then(function (body) {
-        body = body || {}
-        if (answer.ok && body.signature) {
-          return { config: body, signedUrl: answer.headers.get('Signed-Url') || url }
+        var arrived = answer.headers.get('Signed-Url') // the first 2048 characters of it, if any
+        var said = body && body.error
+        if (!answer.ok || !body || !body.signature) {
+          throw problem(url, 'the signing server answers ' + answer.status + (said ? ': ' + said
+            : (body ? ' and other JSON than its own' : ' and not JSON') +
+              ': is /getApi handed on to the signing server?'),
+          { status: answer.status, reason: said, errcode: body && body.errcode })
         }
-        throw Object.assign(new Error('the signing server answers ' + answer.status + ': ' +
-          (body.error || 'not JSON of its own')),
-        { status: answer.status, reason: body.error, errcode: body.errcode })
+        if (arrived !== null && arrived !== url.slice(0, 2048)) {
+          throw problem(url, 'a proxy between this page and the server changed the url: ' + url +
+            ' was sent, ' + arrived + ' was signed', { status: answer.status, signed: arrived })
+        }
+        return body
       })
     }, function () {
-      throw Object.assign(new Error('the signing server can\'t be reached at ' + server +
-        '; if it can be, its page_hosts lacks ' + location.hostname), { status: 0 })
+      throw problem(url, 'no answer of the signing server at ' + server + ' can be read: it is down, ' +
+        'a proxy answers for it, or its page_hosts lacks ' + location.hostname, { status: 0 })
     })
+  }
+
+  function problem(sent, message, facts) {
+    return Object.assign(new Error(message), { sent: sent }, facts)
   }
 
   // Resolves to the phone's answer about jsApiList when WeChat accepts, rejects with its message.
@@ -77,12 +87,12 @@
 
   function sign(url, otherUrl) {
     signed = url
-    return fetchConfig(url).then(function (answer) {
-      var names = answer.config.jsApiList
+    return fetchConfig(url).then(function (config) {
+      var names = config.jsApiList
       SHARING.forEach(function (name) {
         if (names.indexOf(name) < 0) names.push(name)
       })
-      return configure(answer.config)
+      return configure(config)
     }).catch(function (error) {
       if (!otherUrl || !/invalid signature/.test(error.message)) throw error
       return sign(otherUrl)
