@@ -11,7 +11,7 @@ from configparser import ConfigParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from harness import ROOT, Fault, Sandbox, Start, signature_of
@@ -183,6 +183,7 @@ def answered(status: int, body: str) -> Break:
         ("getApi", answered(404, '{"error": "none"}'), "sign", "404", "none", "none"),
         ("wechat-sign.js", cut, "sign", "no script", "wechat-sign.js could not", "无法从本服务"),
         ("wechat-sign.js", answered(404, ""), "sign", "no script", "could not", "无法从本服务"),
+        ("wechat-sign.js", answered(200, "<h1>"), "sign", "no script", "could not", "无法从本服务"),
         ("jweixin", cut, "script", "else", "neither res.wx.qq.com nor res2.", "均无法加载"),
     ],
 )
@@ -379,6 +380,85 @@ def test_urls_with_all_that_is_easily_spoilt_are_asked_for(start: Start, phone: 
         "%252F",
     ):
         assert part in " ".join(odd)
+
+
+SHOP = "<!doctype html><title>A single-page app answers this to everything</title>"
+LOCATIONS: dict[str, Callable[[str], str | None]] = {
+    "a prefix that is cut off": lambda path: (
+        re.sub("^/wx/?", "/", path) if re.match("/wx(/|$)", path) else None
+    ),
+    "the page alone": lambda path: {"/wx": "/"}.get(
+        path, None if path.startswith("/wx/") else path
+    ),
+    "nginx with one slash": lambda path: (
+        re.sub("^/wx", "/", path) if path.startswith("/wx") else None
+    ),
+}
+
+
+def located(tab: Phone, server: str, location: str) -> str:
+    """The origin of a proxy that hands on what the location maps to a path of the server."""
+
+    def proxy(route: Any) -> None:
+        _, _, path, query, _ = urlsplit(route.request.url)
+        target = LOCATIONS[location](path)
+        if target is None:
+            route.fulfill(body=SHOP, content_type="text/html")
+        else:
+            query = query and f"?{query}"
+            route.fulfill(response=route.fetch(url=f"{server}{target}{query}"))
+
+    tab.page.route("http://h5.example.com/**", proxy)
+    return "http://h5.example.com"
+
+
+@pytest.mark.parametrize("tail", ["", "?from=singlemessage", "#/route"])
+@pytest.mark.parametrize("location", ["a prefix that is cut off", "the page alone"])
+def test_without_its_trailing_slash_the_page_finds_the_server(
+    start: Start, phone: OpenPhone, location: str, tail: str
+) -> None:
+    tab = phone()
+    tab.open(located(tab, start().url, location) + "/wx" + tail)
+    assert tab.verdict() == "allWell"
+    if location == "a prefix that is cut off":
+        assert tab.console == []
+
+
+def test_without_its_trailing_slash_the_page_finds_the_advice(
+    start: Start, phone: OpenPhone, wechat: Sandbox
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    tab = phone()
+    tab.open(located(tab, start().url, "a prefix that is cut off") + "/wx")
+    assert tab.verdict() == "failed"
+    assert "add 203.0.113.7 to the account" in tab.text()
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_a_missing_slash_that_hides_the_server_is_told(
+    start: Start, phone: OpenPhone, locale: str
+) -> None:
+    tab = phone(locale=locale)
+    tab.open(located(tab, start().url, "nginx with one slash") + "/wx")
+    said = {"en-US": "wechat-sign.js could not", "zh-CN": "无法从本服务"}[locale]
+    tab.assert_failed("stepSign", said, "sign", "no slash")
+    assert "location /wx/ { proxy_pass http://127.0.0.1:8060/; }" in tab.text()
+
+
+def test_no_path_makes_the_page_load_a_script_of_another_host(
+    start: Start, phone: OpenPhone
+) -> None:
+    tab = phone()
+    server = start().url
+    tab.page.route(
+        "http://h5.example.com/**",
+        lambda route: route.fulfill(response=route.fetch(url=server + "/")),
+    )
+    asked: list[str] = []
+    tab.page.on("request", lambda request: asked.append(request.url))
+    tab.open("http://h5.example.com//evil.example.com/a")
+    assert tab.verdict() == "failed"
+    assert all(at.startswith("http://h5.example.com/") for at in asked)
 
 
 @pytest.mark.parametrize(
