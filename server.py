@@ -86,6 +86,25 @@ class BaseHandler(RequestHandler):
 
     def set_default_headers(self) -> None:
         self.set_header("Cache-Control", "no-store")
+        page_hosts = self.application.jssdk.page_hosts
+        if page_hosts:
+            self.set_header("Vary", "Origin")
+            origin = self.request.headers.get("Origin", "")
+            if origin and host_is_listed(host_of(origin), page_hosts):
+                self.set_header("Access-Control-Allow-Origin", origin)
+                # No answer depends on cookies; some pages send them with every request.
+                self.set_header("Access-Control-Allow-Credentials", "true")
+                self.set_header("Access-Control-Expose-Headers", "Signed-Url, Retry-After")
+
+    def options(self) -> None:
+        self.set_status(204)
+        self.set_header("Allow", "GET, OPTIONS")
+        if "Access-Control-Allow-Origin" in self._headers:
+            self.set_header("Access-Control-Allow-Methods", "GET")
+            self.set_header("Access-Control-Max-Age", "600")
+            wanted = self.request.headers.get("Access-Control-Request-Headers")
+            if wanted:
+                self.set_header("Access-Control-Allow-Headers", wanted)
 
     def finish(self, chunk: Any = None) -> Future[None]:
         if self.application.stopping:
@@ -114,21 +133,14 @@ class NotFound(BaseHandler):
     """Every path that is not a route."""
 
     def prepare(self) -> None:
+        # A browser shows a page the 404 only if the preflight before it was answered.
+        if self.request.method == "OPTIONS" and "Access-Control-Allow-Origin" in self._headers:
+            return
         self.refuse(404, f"there is nothing at {self.request.path}; try /getApi?url=")
 
 
 class GetApi(BaseHandler):
     """`GET /getApi?url=PAGE`: what the page hands to `wx.config`."""
-
-    def set_default_headers(self) -> None:
-        super().set_default_headers()
-        page_hosts = self.application.jssdk.page_hosts
-        if page_hosts:
-            self.set_header("Vary", "Origin")
-            origin = self.request.headers.get("Origin", "")
-            if host_is_listed(host_of(origin), page_hosts):
-                self.set_header("Access-Control-Allow-Origin", origin)
-                self.set_header("Access-Control-Expose-Headers", "Signed-Url, Retry-After")
 
     async def get(self) -> None:
         try:
@@ -146,16 +158,6 @@ class GetApi(BaseHandler):
         # What was signed, for comparing; the JSON has wx.config's keys and no others.
         self.set_header("Signed-Url", url[:2048])  # nginx takes 4 KiB of headers by default
         self.finish(self.application.wx_config.sign(url, ticket))
-
-    def options(self) -> None:
-        self.set_status(204)
-        self.set_header("Allow", "GET, OPTIONS")
-        if "Access-Control-Allow-Origin" in self._headers:
-            self.set_header("Access-Control-Allow-Methods", "GET")
-            self.set_header("Access-Control-Max-Age", "600")
-            wanted = self.request.headers.get("Access-Control-Request-Headers")
-            if wanted:
-                self.set_header("Access-Control-Allow-Headers", wanted)
 
 
 def http_error(error: SigningError) -> tuple[int, dict[str, Any]]:

@@ -158,9 +158,36 @@ class TestPageHosts(ServerCase):
     def test_an_origin_on_the_list_may_read_answers_and_errors(self) -> None:
         for origin in ("https://h5.example.com", "http://x.example.net:8080"):
             for path in (f"/getApi?url={PAGE}", "/getApi"):
-                headers = self.call(path, Origin=origin).headers
-                assert headers["Access-Control-Allow-Origin"] == origin
-                assert headers["Vary"] == "Origin"
+                self.assert_readable(self.call(path, Origin=origin), origin)
+
+    def assert_readable(self, response: HTTPResponse, origin: str) -> None:
+        """By a page of that origin, with credentials or without."""
+        assert response.headers["Access-Control-Allow-Origin"] == origin
+        assert response.headers["Access-Control-Allow-Credentials"] == "true"
+        assert response.headers["Vary"] == "Origin"
+
+    def test_whatever_is_refused_an_origin_on_the_list_may_read_why(self) -> None:
+        origin = "https://h5.example.com"
+        statuses = {"/getApi": 400, "/getApi?url=https://evil.com/": 403, "/getapi": 404}
+        for path, status in statuses.items():
+            response = self.call(path, Origin=origin)
+            assert response.code == status
+            self.assert_readable(response, origin)
+        response = self.call("/getApi", "POST", Origin=origin)
+        assert response.code == 405
+        self.assert_readable(response, origin)
+
+    def test_it_may_read_that_wechat_refuses(self) -> None:
+        self.wechat.faults["token"] = Fault(errcode=40164)
+        response = self.call(f"/getApi?url={PAGE}", Origin="https://h5.example.com")
+        assert response.code == 502
+        self.assert_readable(response, "https://h5.example.com")
+
+    def test_it_may_read_that_wechat_is_unreachable(self) -> None:
+        self.wechat.faults["token"] = Fault(hang_up=True)
+        response = self.call(f"/getApi?url={PAGE}", Origin="https://h5.example.com")
+        assert response.code == 503
+        self.assert_readable(response, "https://h5.example.com")
 
     def test_other_origins_may_not(self) -> None:
         for origin in (
@@ -169,17 +196,21 @@ class TestPageHosts(ServerCase):
             "https://h5.example.com.evil.com",
             "h5.example.com",
         ):
-            headers = self.call(f"/getApi?url={PAGE}", Origin=origin).headers
-            assert "Access-Control-Allow-Origin" not in headers
-            assert headers["Vary"] == "Origin"
+            for method, path in (("GET", f"/getApi?url={PAGE}"), ("GET", "/x"), ("OPTIONS", "/x")):
+                headers = self.call(path, method, Origin=origin).headers
+                assert not [name for name in headers if name.startswith("Access-Control")]
+                assert headers["Vary"] == "Origin"
 
-    def test_the_preflight_is_answered(self) -> None:
-        wanted = {"Origin": "https://h5.example.com", "Access-Control-Request-Headers": "x-token"}
-        response = self.call("/getApi", "OPTIONS", **wanted)
-        assert response.code == 204
-        assert response.headers["Access-Control-Allow-Origin"] == "https://h5.example.com"
-        assert response.headers["Access-Control-Allow-Methods"] == "GET"
-        assert response.headers["Access-Control-Allow-Headers"] == "x-token"
+    def test_the_preflight_is_answered_on_a_mistyped_path_too(self) -> None:
+        origin = "https://h5.example.com"
+        for path in ("/getApi", "/getapi"):
+            wanted = {"Origin": origin, "Access-Control-Request-Headers": "x-token, x-b"}
+            response = self.call(path, "OPTIONS", **wanted)
+            assert response.code == 204
+            self.assert_readable(response, origin)
+            assert response.headers["Access-Control-Allow-Methods"] == "GET"
+            assert response.headers["Access-Control-Allow-Headers"] == "x-token, x-b"
+        assert self.call("/getapi", "OPTIONS").code == 404
 
 
 def raw(running: Server, request: bytes) -> bytes:
