@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,14 @@ class BaseHandler(RequestHandler):
                 self.set_header("Access-Control-Allow-Credentials", "true")
                 self.set_header("Access-Control-Expose-Headers", "Signed-Url, Retry-After")
 
+    def head(self) -> Awaitable[None] | None:
+        return self.get()  # Tornado leaves the body away
+
     def options(self) -> None:
         self.set_status(204)
-        self.set_header("Allow", "GET, OPTIONS")
+        self.set_header("Allow", "GET, HEAD, OPTIONS")
         if "Access-Control-Allow-Origin" in self._headers:
-            self.set_header("Access-Control-Allow-Methods", "GET")
+            self.set_header("Access-Control-Allow-Methods", "GET, HEAD")
             self.set_header("Access-Control-Max-Age", "600")
             wanted = self.request.headers.get("Access-Control-Request-Headers")
             if wanted:
@@ -121,7 +124,7 @@ class BaseHandler(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if status_code == 405:
-            self.set_header("Allow", "GET, OPTIONS")
+            self.set_header("Allow", "GET, HEAD, OPTIONS")
         self.refuse(status_code, f"{self._reason}: {self.request.method} {self.request.path}")
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
@@ -189,8 +192,6 @@ class Healthz(BaseHandler):
             self.finish({"status": "ok", **ages, **told})
         else:
             self.refuse(503, **{"error": "no ticket yet", "status": "failing", **told})
-
-    head = get
 
 
 class Page(BaseHandler):

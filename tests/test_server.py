@@ -118,8 +118,22 @@ class TestGetApi(ServerCase):
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             status, _ = self.refusal(f"/getApi?url={PAGE}", method)
             assert status == 405
-        assert self.call("/getApi", "POST").headers["Allow"] == "GET, OPTIONS"
-        assert self.call("/getApi", "HEAD").code == 405
+
+    def test_what_a_path_allows_is_what_it_says(self) -> None:
+        allowed = "GET, HEAD, OPTIONS"
+        for path in (f"/getApi?url={PAGE}", "/healthz", "/", "/wechat-sign.js"):
+            got, head = self.call(path), self.call(path, "HEAD")
+            assert (head.code, head.body, got.code) == (200, b"", 200)
+            for name in ("Content-Type", "Content-Length", "Cache-Control"):
+                assert head.headers[name] == got.headers[name]
+            for method, status in (("OPTIONS", 204), ("POST", 405), ("DELETE", 405)):
+                response = self.call(path, method)
+                assert (response.code, response.headers["Allow"]) == (status, allowed)
+
+    def test_head_of_what_is_refused_has_the_status_and_no_body(self) -> None:
+        for path, status in (("/getApi", 400), ("/x", 404)):
+            response = self.call(path, "HEAD")
+            assert (response.code, response.body) == (status, b"")
 
     def test_options_answers_204_without_cors_headers(self) -> None:
         response = self.call("/getApi", "OPTIONS", Origin="https://h5.example.com")
@@ -208,7 +222,7 @@ class TestPageHosts(ServerCase):
             response = self.call(path, "OPTIONS", **wanted)
             assert response.code == 204
             self.assert_readable(response, origin)
-            assert response.headers["Access-Control-Allow-Methods"] == "GET"
+            assert response.headers["Access-Control-Allow-Methods"] == "GET, HEAD"
             assert response.headers["Access-Control-Allow-Headers"] == "x-token, x-b"
         assert self.call("/getapi", "OPTIONS").code == 404
 
