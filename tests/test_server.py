@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
@@ -53,7 +54,9 @@ class ServerCase(tornado.testing.AsyncHTTPTestCase):
 
     def call(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
         body = "" if method in ("POST", "PUT", "PATCH") else None
-        return self.fetch(path, method=method, headers=headers, body=body)
+        return self.fetch(
+            path, method=method, headers=headers, body=body, decompress_response=False
+        )
 
     def signed(self, query: str, url: str) -> dict[str, Any]:
         response = self.call(f"/getApi?{query}")
@@ -168,6 +171,12 @@ class TestPageHosts(ServerCase):
         status, error = self.refusal("/getApi?url=https://h5.example.com.evil.com/")
         assert status == 403
         assert "page_hosts" in error
+
+    def test_the_script_may_be_loaded_from_any_origin_and_caches_keep_them_apart(self) -> None:
+        for origin, allowed in (("https://h5.example.com",) * 2, ("https://evil.com", "*")):
+            headers = self.call("/wechat-sign.js", Origin=origin).headers
+            assert headers["Access-Control-Allow-Origin"] == allowed
+            assert headers["Vary"] == "Origin,Accept-Encoding"
 
     def test_an_origin_on_the_list_may_read_answers_and_errors(self) -> None:
         for origin in ("https://h5.example.com", "http://x.example.net:8080"):
@@ -447,6 +456,31 @@ class TestPage(ServerCase):
         assert response.headers["Content-Type"] == "text/javascript; charset=UTF-8"
         assert response.headers["Access-Control-Allow-Origin"] == "*"
         assert response.body == (ROOT / "wechat_sign" / "wechat-sign.js").read_bytes()
+
+    def test_the_script_is_sent_once_and_then_304(self) -> None:
+        first = self.call("/wechat-sign.js")
+        etag = first.headers["Etag"]
+        for method in ("GET", "HEAD"):
+            again = self.call("/wechat-sign.js", method, **{"If-None-Match": etag})
+            assert (again.code, again.body) == (304, b"")
+            for name in ("Etag", "Cache-Control", "Vary", "Access-Control-Allow-Origin"):
+                assert again.headers[name] == first.headers[name]
+        assert self.call("/wechat-sign.js", **{"If-None-Match": 'W/"older"'}).code == 200
+        assert "Etag" not in self.call("/").headers
+
+    def test_the_page_and_the_script_are_compressed_for_clients_that_accept_it(self) -> None:
+        for path in ("/", "/wechat-sign.js"):
+            plain = self.call(path)
+            small = self.call(path, **{"Accept-Encoding": "gzip"})
+            assert "Content-Encoding" not in plain.headers
+            assert small.headers["Content-Encoding"] == "gzip"
+            assert small.headers["Vary"] == plain.headers["Vary"] == "Accept-Encoding"
+            assert int(small.headers["Content-Length"]) == len(small.body) < len(plain.body) / 2
+            nonce = rb'nonce="[^"]*"'
+            unpacked = gzip.decompress(small.body)
+            assert re.sub(nonce, b"", unpacked) == re.sub(nonce, b"", plain.body)
+        response = self.call(f"/getApi?url={PAGE}", **{"Accept-Encoding": "gzip"})
+        assert not {"Content-Encoding", "Vary"} & set(response.headers)
 
     def test_the_url_that_was_signed_is_told_beside_the_json(self) -> None:
         long = "https://h5.example.com/" + "x" * 5000
