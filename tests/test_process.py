@@ -437,6 +437,40 @@ def test_while_all_wait_for_an_answer_a_new_connection_is_closed(
     assert answer_on(callers[0])
 
 
+@pytest.mark.parametrize("size", [process.LIMITS["max_header_size"], 200_000])
+def test_a_head_over_the_limit_is_answered_before_the_connection_closes(
+    start: Start, wechat: Sandbox, size: int
+) -> None:
+    running = start()
+    for head in (b"GET /getApi?url=%b HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nCookie: %b\r\n\r\n"):
+        with running.connect() as connection:
+            connection.sendall(head % (b"x" * size))
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert (answer.status, answer.getheader("Connection")) == (431, "close")
+            assert "longer than 32 KiB" in json.loads(answer.read())["error"]
+            assert connection.recv(1) == b""
+    assert_signs(running, wechat)
+
+
+@pytest.mark.parametrize("origin", ["http://sign.example.com", "HTTPS://[::1]:8060"])
+def test_a_target_in_absolute_form_is_the_same_as_without_its_origin(
+    start: Start, wechat: Sandbox, origin: str
+) -> None:
+    running = start()
+    with running.connect() as connection:
+        connection.sendall(REQUEST.replace(b"GET /", f"GET {origin}/".encode()))
+        assert connection.recv(len(RECEIVED), socket.MSG_WAITALL) == RECEIVED
+        answer = answer_on(connection)
+        assert answer["signature"] == signature_of(answer, wechat.ticket, PAGE)
+        for target in (origin, f"{origin}?x=1", f"{origin}/"):
+            connection.sendall(f"HEAD {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            response = http.client.HTTPResponse(connection, method="HEAD")
+            response.begin()
+            assert response.status == 200
+            assert response.getheader("Content-Type") == "text/html; charset=UTF-8"
+
+
 def test_the_limit_of_file_descriptors_is_raised_for_the_connections() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, UnsatisfiableReadError
 from tornado.netutil import bind_sockets
 
 from .errors import ConfigError
@@ -45,6 +47,12 @@ LIMITS: Final[dict[str, int]] = {
     "idle_connection_timeout": 75,  # seconds; more than the 60 of nginx, which must close first
     "body_timeout": 10,  # seconds
 }
+_ORIGIN: Final = re.compile(r"^https?://[^/?]*/?", re.IGNORECASE)
+_ERROR: Final = b'{"error": "the request line and headers are longer than 32 KiB"}'
+_HEAD_TOO_LONG: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
+    b"Content-Type: application/json; charset=UTF-8\r\nContent-Length: %d\r\n\r\n%b"
+) % (len(_ERROR), _ERROR)
 
 
 class BoundedServer(HTTPServer):
@@ -68,6 +76,8 @@ class BoundedServer(HTTPServer):
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         """Tornado calls it when a connection has been accepted."""
+        sizes = {"max_buffer_size": stream.max_buffer_size}
+        stream = _Stream(stream.socket, read_chunk_size=stream.read_chunk_size, **sizes)
         self._idle[stream] = time.monotonic()
         if len(self._idle) + len(self._in_flight) > self._limit:
             longest, _ = self._idle.popitem(last=False)
@@ -94,8 +104,25 @@ class BoundedServer(HTTPServer):
         super().on_close(server_conn)
 
 
+class _Stream(IOStream):
+    """A connection that, where the head of a request is too long, is closed with an answer."""
+
+    def close_fd(self) -> None:
+        if isinstance(self.error, UnsatisfiableReadError):
+            with suppress(OSError):
+                self.socket.send(_HEAD_TOO_LONG)
+                self.socket.shutdown(socket.SHUT_WR)
+                # Closed with something unread, the kernel resets it and the answer may be lost.
+                for _ in range(16):
+                    self.socket.recv(65536)
+        super().close_fd()
+
+
 class _Reception(HTTPMessageDelegate):
-    """Hands a request on as it comes in, and calls `received` once it is complete."""
+    """Hands a request on as it comes in, and calls `received` once it is complete.
+
+    `GET http://host/path`, as proxies may ask, is handed on as `GET /path`.
+    """
 
     def __init__(self, delegate: HTTPMessageDelegate, received: Callable[[], None]) -> None:
         self._delegate = delegate
@@ -104,6 +131,8 @@ class _Reception(HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
+        if isinstance(start_line, RequestStartLine) and start_line.path[0] != "/":
+            start_line = start_line._replace(path=_ORIGIN.sub("/", start_line.path))
         return self._delegate.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
