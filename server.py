@@ -72,11 +72,26 @@ class SigningApplication(Application):
         self.jssdk = settings.jssdk
         self.tickets = tickets
         self.wx_config = WxConfig(settings.wechat.appid, settings.jssdk)
+        self.trusted_proxies = settings.server.trusted_proxies
         self.stopping = False
         routes = [("/getApi", GetApi), ("/healthz", Healthz), ("/wechat-sign\\.js", Script)]
         if settings.server.page:
             routes.append(("/", Page))
-        super().__init__(routes, default_handler_class=NotFound, log_function=log_request)
+        super().__init__(routes, default_handler_class=NotFound)
+
+    def log_request(self, handler: RequestHandler) -> None:
+        """Failures at WARNING and ERROR with the reason, the rest at INFO."""
+        status = handler.get_status()
+        level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
+        if not access_log.isEnabledFor(level):
+            return
+        request, refusal = handler.request, getattr(handler, "refusal", "")
+        headers = request.headers
+        forwarded = headers.get("X-Forwarded-For") or headers.get("X-Real-Ip", "")
+        client = process.client_address(str(request.remote_ip), forwarded, self.trusted_proxies)
+        what = (request.method, request.uri, client, 1000 * request.request_time())
+        reason = refusal and f": {refusal}"
+        access_log.log(level, "%d %s %r from %s, %.1f ms%s", status, *what, reason)
 
 
 class BaseHandler(RequestHandler):
@@ -229,16 +244,6 @@ class Script(BaseHandler):
 
     def compute_etag(self) -> str:
         return f'W/"{VERSION}"'  # weak: the same for what is compressed and what is not
-
-
-def log_request(handler: RequestHandler) -> None:
-    """Failures at WARNING and ERROR with the reason, the rest at INFO."""
-    status = handler.get_status()
-    level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
-    request, refusal = handler.request, getattr(handler, "refusal", "")
-    what = (request.method, request.uri, request.remote_ip, 1000 * request.request_time())
-    reason = refusal and f": {refusal}"
-    access_log.log(level, "%d %s %r from %s, %.1f ms%s", status, *what, reason)
 
 
 def make_tickets(settings: Settings) -> JsapiTickets:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from ipaddress import ip_network
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ from harness import (
     Start,
     assert_signs,
     eventually,
+    fetch,
     resident,
     settings_for,
     signature_of,
@@ -34,7 +36,7 @@ from harness import (
 
 import server
 from wechat_sign import process
-from wechat_sign.settings import ServerSettings
+from wechat_sign.settings import LOOPBACK, ServerSettings
 
 REQUEST = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n".encode()
 RECEIVED = b"HTTP/1.1 100 (Continue)\r\n\r\n"
@@ -249,6 +251,62 @@ def test_a_child_inherits_no_socket_and_takes_none_for_its_own(held: socket.sock
 def test_no_sockets_are_none(number: str) -> None:
     environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": number}
     assert process.take_handed_over(environ) == []
+
+
+PROXIES = LOOPBACK + (ip_network("10.0.0.0/8"),)
+ON_A_UNIX_SOCKET = "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("127.0.0.1", "203.0.113.7", "203.0.113.7"),
+        ("127.0.0.1", "2001:db8::7", "2001:db8::7"),
+        ("::ffff:127.0.0.1", "203.0.113.7", "203.0.113.7"),
+        ("::1", " 198.51.100.1,  203.0.113.7 ,10.0.0.5", "203.0.113.7"),
+        ("127.0.0.1", "198.51.100.1, unknown, 10.0.0.5", "10.0.0.5"),
+        ("127.0.0.1", "203.0.113.7:4711", "127.0.0.1"),
+        ("127.0.0.1", "\x1b[2J", "127.0.0.1"),
+        ("127.0.0.1", "10.0.0.6, 10.0.0.5", "10.0.0.6"),
+        ("203.0.113.7", "198.51.100.1", "203.0.113.7"),
+        ("203.0.113.7", "127.0.0.1, 10.0.0.5", "203.0.113.7"),
+        ("fe80::1%eth0", "198.51.100.1", "fe80::1%eth0"),
+        (ON_A_UNIX_SOCKET, "", "a unix socket"),
+        (ON_A_UNIX_SOCKET, "unix:", "a unix socket"),
+        (ON_A_UNIX_SOCKET, "203.0.113.7", "203.0.113.7"),
+    ],
+)
+def test_the_client_is_who_the_nearest_trusted_proxies_say_and_nobody_else(
+    peer: str, forwarded: str, client: str
+) -> None:
+    assert process.client_address(peer, forwarded, PROXIES) == client
+
+
+def test_the_log_has_the_clients_address_and_only_a_proxy_can_name_it(
+    start: Start, tmp_path: Path
+) -> None:
+    forged = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7", "X-Real-IP": "198.51.100.2"}
+    behind, apart = start(), start("[server]", "trusted_proxies = 10.0.0.0/8")
+    for running, path, client in (
+        (behind, "/1", "203.0.113.7"),
+        (apart, "/2", "127.0.0.1"),
+    ):
+        fetch(f"{running.url}{path}", **forged)
+        running.says(f"404 GET '{path}' from {client}, ")
+    fetch(f"{behind.url}/3", **{"X-Real-IP": "203.0.113.8"})
+    behind.says("404 GET '/3' from 203.0.113.8, ")
+    fetch(f"{behind.url}/4")
+    behind.says("404 GET '/4' from 127.0.0.1, ")
+    with socket.socket(socket.AF_UNIX) as held, socket.socket(socket.AF_UNIX) as connection:
+        held.bind(f"{tmp_path}/socket")
+        held.listen()
+        running = start(sockets=[held])
+        connection.connect(f"{tmp_path}/socket")
+        connection.sendall(b"GET /5 HTTP/1.1\r\nHost: a\r\n\r\n")
+        running.says("404 GET '/5' from a unix socket, ")
+        connection.sendall(b"GET /6 HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: ::2\r\n\r\n")
+        running.says("404 GET '/6' from ::2, ")
 
 
 async def open_connections(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import configparser
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_the_defaults_are_those_of_the_program_that_this_one_replaces(tmp_path: 
         WeChatSettings("wx1", "s3cr3t", "https://api.weixin.qq.com", "token", 5),
         RedisSettings("", 6379, 0, "", "", False, "", "", 7100, 600),
         JssdkSettings(True, ("updateAppMessageShareData", "updateTimelineShareData"), (), ()),
-        ServerSettings("0.0.0.0", 8060, True),
+        ServerSettings("0.0.0.0", 8060, True, (ip_network("127.0.0.0/8"), ip_network("::1"))),
     )
 
 
@@ -86,6 +87,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     address = ::1
     port = 4
     page = off
+    trusted_proxies = 10.0.0.5, 172.16.0.0/12 2001:db8::/32
     """
     text = "\n".join(line[4:] for line in text.splitlines())
     assert load(text, tmp_path) == Settings(
@@ -97,7 +99,9 @@ def test_every_option_is_read(tmp_path: Path) -> None:
             ("wx-open-launch-app",),
             ("h5.example.com", "*.xn--fsqu00a.com", "[::1]"),
         ),
-        ServerSettings("::1", 4, False),
+        ServerSettings(
+            "::1", 4, False, tuple(map(ip_network, ("10.0.0.5", "172.16.0.0/12", "2001:db8::/32")))
+        ),
     )
 
 
@@ -155,6 +159,8 @@ def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path
         (ACCOUNT + "[jssdk]\npage_hosts = *", "must be a host name"),
         (ACCOUNT + "[jssdk]\npage_hosts = a:80", "must be a host name"),
         (ACCOUNT + "[jssdk]\npage_hosts = a..b", "must be a host name"),
+        (ACCOUNT + "[server]\ntrusted_proxies = ::1, nginx", "nginx: must be an IP address or a"),
+        (ACCOUNT + "[server]\ntrusted_proxies = 10.0.0.1/8", "or a network, like 10.0.0.5 or"),
         (ACCOUNT + "[redis]\naccess_token_key=k\njsapi_ticket_key=k", "are the same"),
         ("[wechat]\nappid=0123456789abcdef0123456789abcdef\nsecret=s", "looks like the secret"),
         (b"[wechat]\nappid = \xd6\xd0", "is not UTF-8 text"),

@@ -15,9 +15,10 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
 from tornado.httpserver import HTTPServer
@@ -26,7 +27,7 @@ from tornado.iostream import IOStream, UnsatisfiableReadError
 from tornado.netutil import bind_sockets
 
 from .errors import ConfigError
-from .settings import ServerSettings
+from .settings import Network, ServerSettings
 
 if sys.platform != "win32":
     import resource
@@ -47,6 +48,8 @@ LIMITS: Final[dict[str, int]] = {
     "idle_connection_timeout": 75,  # seconds; more than the 60 of nginx, which must close first
     "body_timeout": 10,  # seconds
 }
+_UNIX_SOCKET: Final = ip_address("0.0.0.0")
+"""What Tornado calls the peer on a unix socket; no other has that address."""
 _ORIGIN: Final = re.compile(r"^https?://[^/?]*/?", re.IGNORECASE)
 _ERROR: Final = b'{"error": "the request line and headers are longer than 32 KiB"}'
 _HEAD_TOO_LONG: Final = (
@@ -208,6 +211,30 @@ def _listening(descriptor: int) -> socket.socket:
     listening.set_inheritable(False)
     listening.setblocking(False)
     return listening
+
+
+def client_address(peer: str, forwarded: str, trusted_proxies: Collection[Network]) -> str:
+    """Whose request it is: the peer's, or where that is a trusted proxy, whoever the proxy names.
+
+    Each proxy adds the address it was called from at the end of X-Forwarded-For (`forwarded`);
+    what stands before the first one that is not trusted may be made up by the client.
+    """
+    client = _ip(peer)
+    for hop in reversed(forwarded.split(",")):
+        trusted = client == _UNIX_SOCKET or any(client in network for network in trusted_proxies)
+        if not trusted:
+            break
+        try:
+            client = _ip(hop)
+        except ValueError:
+            break
+    return "a unix socket" if client == _UNIX_SOCKET else str(client)
+
+
+def _ip(text: str) -> IPv4Address | IPv6Address:
+    """A socket for IPv6 and IPv4 calls an IPv4 peer ::ffff:127.0.0.1."""
+    address = ip_address(text.strip())
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def address_of(listening: socket.socket) -> str:

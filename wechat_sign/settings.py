@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
 
 GRANTED_LIFE: Final = 7200
 """The longest life, in seconds, that WeChat grants a token or a ticket."""
+
+Network = IPv4Network | IPv6Network
+LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
+T = TypeVar("T")
 
 
 def _text(text: str) -> str:
@@ -63,7 +68,7 @@ def _api(text: str) -> str:
     raise ValueError("must be a plain url, like https://api.weixin.qq.com")
 
 
-def _list(parse_item: Callable[[str], str], text: str) -> tuple[str, ...]:
+def _list(parse_item: Callable[[str], T], text: str) -> tuple[T, ...]:
     return tuple(parse_item(item) for item in re.split(r"[\s,]+", text) if item)
 
 
@@ -83,6 +88,12 @@ def _page_host(text: str) -> str:
         f"{text}: must be a host name alone, without scheme, port or path, "
         "like h5.example.com or *.example.com"
     )
+
+
+def _network(text: str) -> Network:
+    with suppress(ValueError):
+        return ip_network(text)
+    raise ValueError(f"{text}: must be an IP address or a network, like 10.0.0.5 or 10.0.0.0/8")
 
 
 def option(default: Any = MISSING, parse: Callable[[str], Any] = _text, environ: str = "") -> Any:
@@ -144,11 +155,13 @@ class JssdkSettings:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """`[server]`: where it listens (port 0 takes a free one), and whether / is the test page."""
+    """`[server]`: where it listens (port 0 takes a free one), whether / is the test page, and
+    which proxies may name the client's address for the log."""
 
     address: str = option("0.0.0.0")
     port: int = option(8060, partial(_number, int, 0, 65535))
     page: bool = option(True, _boolean)
+    trusted_proxies: tuple[Network, ...] = option(LOOPBACK, partial(_list, _network))
 
 
 @dataclass(frozen=True)
