@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -35,7 +36,7 @@ from wechat_sign.errors import (
     SigningError,
     WeChatRefused,
 )
-from wechat_sign.page_url import host_is_listed, host_of, page_url
+from wechat_sign.page_url import difference, host_is_listed, host_of, page_url, shown
 from wechat_sign.renewal import Renewal
 from wechat_sign.sandbox import Sandbox, print_banner
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
@@ -46,6 +47,8 @@ log = logging.getLogger("server")
 
 REFRESH_INTERVAL = 60
 """Seconds between the server's own looks at the ticket."""
+PAGES_REMEMBERED = 256
+"""Pages whose changed urls are not warned about again."""
 
 _FILES = Path(__file__).with_name("wechat_sign")
 SCRIPT = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
@@ -74,6 +77,8 @@ class SigningApplication(Application):
         self.wx_config = WxConfig(settings.wechat.appid, settings.jssdk)
         self.trusted_proxies = settings.server.trusted_proxies
         self.stopping = False
+        self.warned: dict[str, None] = {}
+        """The last pages that the log has a warning about."""
         routes = [("/getApi", GetApi), ("/healthz", Healthz), ("/wechat-sign\\.js", Script)]
         if settings.server.page:
             routes.append(("/", Page))
@@ -90,7 +95,9 @@ class SigningApplication(Application):
         forwarded = headers.get("X-Forwarded-For") or headers.get("X-Real-Ip", "")
         client = process.client_address(str(request.remote_ip), forwarded, self.trusted_proxies)
         what = (request.method, request.uri, client, 1000 * request.request_time())
-        reason = refusal and f": {refusal}"
+        reason = f": {refusal}" if refusal else ""
+        if refusal and "Referer" in headers:
+            reason += f"; Referer {shown(headers['Referer'])}"
         access_log.log(level, "%d %s %r from %s, %.1f ms%s", status, *what, reason)
 
 
@@ -189,6 +196,25 @@ class GetApi(BaseHandler):
         # What was signed, for comparing; the JSON has wx.config's keys and no others.
         self.set_header("Signed-Url", url[:2048])  # nginx takes 4 KiB of headers by default
         self.finish(self.application.wx_config.sign(url, ticket))
+        if referer not in ("", url):
+            self.compare(url, referer)
+
+    def compare(self, url: str, referer: str) -> None:
+        """Warns, once for a page, where the Referer shows that its url was changed on its way."""
+        change, page, warned = difference(url, referer), shown(referer), self.application.warned
+        # On iOS a single-page app rightly signs another url: the one it was entered by.
+        ios = re.search("iPhone|iPad", self.request.headers.get("User-Agent", ""))
+        if not change or ios or page in warned:
+            return
+        if len(warned) == PAGES_REMEMBERED:
+            del warned[next(iter(warned))]
+        warned[page] = None
+        log.warning(
+            "signed for the page %s another url than its own: %s. Send it as "
+            "encodeURIComponent(location.href.split('#')[0]), and let no proxy change it",
+            page,
+            change,
+        )
 
 
 def http_error(error: SigningError) -> tuple[int, dict[str, Any]]:

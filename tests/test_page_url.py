@@ -11,7 +11,14 @@ import urls
 from urls import ESCAPERS, NOW, Outcomes, is_a_double, measure
 
 from wechat_sign.errors import BadPageUrl, PageHostNotAllowed
-from wechat_sign.page_url import MAX_LENGTH, host_is_listed, host_of, page_url
+from wechat_sign.page_url import (
+    MAX_LENGTH,
+    difference,
+    host_is_listed,
+    host_of,
+    page_url,
+    shown,
+)
 
 PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20"
 
@@ -449,3 +456,50 @@ def test_yarls_rule_is_yarls() -> None:
     rule: Callable[[str], str] = urls.yarl_rule
     assert urls.yarl_is_here
     assert all(rule(page) == ESCAPERS["yarl"](page) for page in SAMPLE[:1000])
+
+
+@pytest.mark.parametrize(
+    ("url", "referer", "told"),
+    [
+        ("https://a/?x=%2B", "https://a/?x=+", "it has '%2B' where the page has '+'"),
+        ("https://a/?x=b/c&y", "https://a/?x=b%2Fc&y", "it has '/' where the page has '%2F'"),
+        ("https://a/%25E4?x=%25", "https://a/%E4?x=%25", "it has '%25E4' where the page has '%E4'"),
+        ("https://a/?x=%20", "https://a/?x=+", "it has '%20' where the page has '+'"),
+        ("https://a/%e4", "https://a/%E4", "it has '%e4' where the page has '%E4'"),
+        ("https://a/?x=%85", "https://a/?x=\x85", "it has '%85' where the page has '\\x85'"),
+        ("https://a/p", "https://a/p?code=SECRET", "it is cut before the page's '?code'"),
+        ("https://a/?x=1", "https://a/?x=1&code=SECRET", "it is cut before the page's '&code'"),
+        ("https://a/?x=1", "https://a/?x=1%26SECRET", "it is cut before the page's '%26'"),
+        ("https://a/?x=1", "https://a/?x=1&SECRET", "it is cut before the page's '&'"),
+        ("https://a/?x=1&_=17", "https://a/?x=1", "it has '&_' added to it"),
+        ("https://a/p?v=SECRET", "https://a/p", "it has '?v' added to it"),
+    ],
+)
+def test_a_referer_tells_what_became_of_its_pages_url(url: str, referer: str, told: str) -> None:
+    assert difference(url, referer) == told
+
+
+@pytest.mark.parametrize(
+    ("url", "referer"),
+    [
+        ("https://a/?x=1", "https://a/?x=1"),
+        ("https://a/?x=1", "https://a/"),  # all that another origin tells
+        ("https://a/?x=1", ""),
+        ("https://a/", "https://a/detail"),
+        ("https://a/app", "https://a/application?x=1"),
+        ("https://a/?id=1", "https://a/?id=12"),
+        ("https://a/?id=12", "https://a/p?id=1"),
+        ("https://a/?id=1", "https://b/?id=1"),
+        ("https://a/?id=1", "http://a/?id=1&x=2"),
+        ("https://a/?id=1", "no url"),
+    ],
+)
+def test_a_referer_of_another_page_tells_nothing(url: str, referer: str) -> None:
+    assert difference(url, referer) == ""
+
+
+def test_what_the_log_shows_of_a_url_is_printable_and_short_and_has_no_query() -> None:
+    assert shown("https://h5.example.com/a?code=SECRET#x") == "'h5.example.com/a'"
+    assert shown("nonsense\x9b2J") == r"'nonsense\x9b2J'"
+    assert shown("") == "''"
+    assert len(shown("https://a/" + "x" * 9000)) == 202

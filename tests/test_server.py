@@ -292,6 +292,49 @@ def test_without_verbose_only_failures_are_logged_one_by_one(start: Start, wecha
         running.stop()
 
 
+def test_a_refusal_is_logged_with_the_page_that_asked(start: Start) -> None:
+    running = start()
+    page = "https://h5.example.com/a?code=SECRET"
+    fetch(f"{running.url}/getApi?url=wrong", Referer=page)
+    running.says("; Referer 'h5.example.com/a'\n")
+    fetch(f"{running.url}/x", Referer="\x9b2J" + "x" * 9000)
+    assert r"; Referer '\x9b2Jxxx" in running.says("try /getApi?url=; Referer")
+    fetch(f"{running.url}/getApi?url={PAGE}", Referer=page)
+    running.says("200 GET")
+    assert "SECRET" not in running.output
+    assert max(map(len, running.output.splitlines())) < 400
+
+
+def changes_told(running: Server) -> list[str]:
+    """About urls that were changed on the way from the page to the server."""
+    return re.findall("another url than its own: (.*)[.] Send", running.output)
+
+
+def test_a_page_whose_url_was_changed_on_the_way_is_named_once(start: Start) -> None:
+    running = start()
+    page = "https://h5.example.com/a?q=%2B"
+    for referer in (page, "", "https://h5.example.com/", "https://h5.example.com/other"):
+        fetch(f"{running.url}/getApi?url={quote(page)}", Referer=referer)
+    ios = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 17_0) MicroMessenger/8.0"}
+    fetch(f"{running.url}/getApi?url={quote(page)}", Referer=f"{page}&x=1", **ios)
+    for query in ("q=+", "q=%252B", "q=%2B&code=SECRET", "q=+"):
+        referer = f"https://h5.example.com/a?{query}"
+        fetch(f"{running.url}/getApi?url={quote(page)}", Referer=referer)
+    running.stop()
+    assert changes_told(running) == ["it has '%2B' where the page has '+'"]
+    assert "signed for the page 'h5.example.com/a' another url" in running.output
+    assert "SECRET" not in running.output
+
+
+def test_pages_that_were_named_do_not_pile_up(start: Start) -> None:
+    running = start(verbose=False)
+    for number in [*range(server.PAGES_REMEMBERED + 1), server.PAGES_REMEMBERED, 0]:
+        page = f"https://h5.example.com/{number}"
+        fetch(f"{running.url}/getApi?url={page}?v=1", Referer=page)
+    running.stop()
+    assert len(changes_told(running)) == server.PAGES_REMEMBERED + 2  # the first one twice
+
+
 def test_eight_instances_hit_cold_make_one_call_of_each_kind(
     start: Start, wechat: Sandbox, redis_server: RedisServer
 ) -> None:

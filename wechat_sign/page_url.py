@@ -28,6 +28,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection
+from itertools import zip_longest
 from urllib.parse import unquote, unquote_to_bytes
 
 from .errors import BadPageUrl, PageHostNotAllowed
@@ -84,6 +85,9 @@ _NOT_BY_QUOTE = re.compile(
 _PARAMETER = re.compile(r"[\w.-]+=")
 _STAMP = re.compile(r"(_|_?(?:t|ts|time|timestamp|nocache))=([0-9]{10})(?:[0-9]{3})?")
 
+_PART = re.compile("%(?:25)*[0-9A-F]{2}|.", re.IGNORECASE)
+_NAME_OR_PART = re.compile(r"[?&;][\w.-]{1,30}(?==)|" + _PART.pattern, re.IGNORECASE)
+
 
 def page_url(
     query: bytes, page_hosts: Collection[str] = (), referer: str = "", *, now: float | None = None
@@ -117,6 +121,36 @@ def host_of(url: str) -> str:
     """The host that a browser would take from the url: lower case, no port; "" where none is."""
     match = _AUTHORITY.match(url)
     return match[3].lower() if match else ""
+
+
+def shown(url: str) -> str:
+    """Host and path for the log, printable and not too long. A query may hold what is secret."""
+    place = re.split("[?#]", url, maxsplit=1)[0]
+    return ascii((place.partition("://")[2] or place)[:200])
+
+
+def difference(url: str, referer: str) -> str:
+    """How a url was changed on its way from the page that the Referer names; "" where that is
+    another page, or an origin alone, which is all that a page of another origin tells."""
+    if url == referer or (referer.endswith("/") and referer.count("/") == 3):
+        return ""
+    if _without_escapes(url) == _without_escapes(referer):
+        parts = zip_longest(_PART.findall(url), _PART.findall(referer))
+        has, page_has = next(pair for pair in parts if pair[0] != pair[1])
+        return f"it has {has!a} where the page has {page_has!a}"
+    if url.partition("?")[0] == referer.partition("?")[0]:
+        added, missing = url.removeprefix(referer), referer.removeprefix(url)
+        if added != url and not added[0].isalnum():
+            return f"it has {_NAME_OR_PART.findall(added)[0]!a} added to it"
+        if missing != referer and not missing[0].isalnum():
+            return f"it is cut before the page's {_NAME_OR_PART.findall(missing)[0]!a}"
+    return ""
+
+
+def _without_escapes(url: str) -> str:
+    for _ in range(3):
+        url = unquote(url, "latin-1")
+    return url.replace("+", " ")
 
 
 def host_is_listed(host: str, page_hosts: Collection[str]) -> bool:
