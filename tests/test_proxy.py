@@ -1,0 +1,220 @@
+"""README's own lines for nginx and Caddy, in front of the real server."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import urls
+from harness import PATIENCE, ROOT, Sandbox, Server, Start, eventually, free_port, signature_of
+
+from wechat_sign.errors import BadPageUrl
+from wechat_sign.page_url import page_url
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NGINX = """
+daemon off;
+master_process off;
+error_log stderr;
+pid {folder}/pid;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+{lines}
+    }}
+}}
+"""
+CADDY = """
+{{
+    admin off
+    storage file_system {folder}
+}}
+http://127.0.0.1:{port} {{
+    bind 127.0.0.1
+{lines}
+}}
+"""
+AWKWARD = [
+    "https://h5.example.com/",
+    "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20",
+    "https://h5.example.com/a//b/;c=d,e/@f/x:y?a=%2B&b=%26&c=%3D&d=%23&e=%25",
+    "https://h5.example.com/?q=C++&m=H%26M&empty=&also&t=12:30&p=(1)!*$~",
+    "https://h5.example.com/?next=https%3A%2F%2Fa.example%2F%3Fx%3D1%26y%3D2&z=1",
+    "https://h5.example.com/?next=https://a.example/?x=1;y=2&z=/.././/",
+    "https://h5.example.com/?json=%7B%22a%22:[1,2]%7D&pipe=a|b^c",
+    "http://10.0.0.7:8080/index.php?s=/Home/Index&%E5%90%8D=%E4%B8%AD",
+    "https://h5.example.com/?long=" + "%E4%B8%AD" * 300,
+]
+
+
+def lines_for(kind: str) -> str:
+    """README's."""
+    match = re.search(rf"```{kind}\n(.*?)```", README, re.DOTALL)
+    assert match is not None
+    assert "127.0.0.1:8060" in match[1]
+    return match[1]
+
+
+class Proxy:
+    """A proxy with such lines, on a free port of 127.0.0.1, in front of a running server."""
+
+    def __init__(self, kind: str, lines: str, behind: Server, folder: Path) -> None:
+        self.port = free_port()
+        lines = lines.replace("127.0.0.1:8060", f"127.0.0.1:{behind.address[1]}")
+        template = {"nginx": NGINX, "caddy": CADDY}[kind]
+        config = folder / kind
+        config.write_text(template.format(folder=folder, port=self.port, lines=lines))
+        arguments = ["-p", str(folder), "-c", str(config)]
+        if kind == "caddy":
+            arguments = ["run", "--adapter", "caddyfile", "--config", str(config)]
+        self._log = folder / "log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [program(kind), *arguments],
+                env={**os.environ, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder)},
+                stderr=log,
+            )
+
+    def answers(self) -> bool:
+        assert self._process.poll() is None, self._log.read_text()
+        try:
+            return bool(self.ask("/"))
+        except OSError:
+            return False
+
+    def ask(
+        self, target: str, method: str = "GET", source: str = "127.0.0.1", **headers: str
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """The answer to a target that is sent as it is, from an address of this machine."""
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=PATIENCE, source_address=(source, 0)
+        )
+        connection.request(method, target, headers=headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        return answer, body
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+
+
+def program(kind: str) -> str:
+    found = shutil.which(kind) or shutil.which(kind, path="/usr/sbin")
+    if found:
+        return found
+    reason = f"no {kind} for this test: install it, for example with apt-get install {kind}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def running(start: Start) -> Server:
+    return start("[server]", "trusted_proxies = 127.0.0.1")
+
+
+@contextmanager
+def proxy_with(kind: str, lines: str, running: Server, folder: Path) -> Iterator[Proxy]:
+    started = Proxy(kind, lines, running, folder)
+    try:
+        eventually(f"{kind} answers", started.answers)
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(params=["nginx", "caddy"])
+def proxy(request: pytest.FixtureRequest, running: Server, tmp_path: Path) -> Iterator[Proxy]:
+    with proxy_with(request.param, lines_for(request.param), running, tmp_path) as started:
+        yield started
+
+
+def test_all_of_the_server_is_served(proxy: Proxy) -> None:
+    types = {
+        "/wx/": "text/html",
+        "/wx/wechat-sign.js": "text/javascript",
+        "/wx/healthz": "application/json",
+        f"/wx/getApi?url={quote(AWKWARD[0], safe='')}": "application/json",
+    }
+    for path, content_type in types.items():
+        for method in ("GET", "HEAD"):
+            answer, body = proxy.ask(path, method)
+            assert (answer.status, bool(body)) == (200, method == "GET")
+            assert answer.headers["Content-Type"] == f"{content_type}; charset=UTF-8"
+        assert proxy.ask(path, "OPTIONS")[0].headers["Allow"] == "GET, HEAD, OPTIONS"
+    answer, body = proxy.ask("/wx/getapi")
+    assert (answer.status, json.loads(body)) == (
+        404,
+        {"error": "there is nothing at /getapi; try /getApi?url="},
+    )
+
+
+def test_the_script_is_cached_and_compressed(proxy: Proxy) -> None:
+    answer, body = proxy.ask("/wx/wechat-sign.js", **{"Accept-Encoding": "gzip"})
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(body) == (ROOT / "wechat_sign" / "wechat-sign.js").read_bytes()
+    unchanged = {"If-None-Match": answer.headers["ETag"]}
+    assert proxy.ask("/wx/wechat-sign.js", **unchanged)[0].status == 304
+
+
+@pytest.mark.parametrize("escaped", [True, False], ids=["escaped", "raw"])
+def test_a_pages_url_arrives_as_it_was_sent(proxy: Proxy, wechat: Sandbox, escaped: bool) -> None:
+    signed = 0
+    pages = [*AWKWARD, *urls.pages(200)]
+    for page in pages:
+        query = "url=" + (quote(page, safe="") if escaped else page)
+        answer, body = proxy.ask(f"/wx/getApi?{query}")
+        told = json.loads(body)
+        if answer.status == 200:
+            signed += 1
+            assert answer.headers["Signed-Url"] == page[:2048]
+            assert told["signature"] == signature_of(told, wechat.ticket, page)
+        else:
+            with pytest.raises(BadPageUrl) as refused:
+                page_url(query.encode())
+            assert told["error"] == str(refused.value)
+    assert signed > len(pages) * 0.9
+
+
+def test_the_log_has_the_clients_address_which_it_can_not_forge(
+    proxy: Proxy, running: Server
+) -> None:
+    proxy.ask("/wx/1", source="127.0.0.2")
+    running.says("404 GET '/1' from 127.0.0.2, ")
+    forged = {"X-Forwarded-For": "203.0.113.7", "X-Real-IP": "203.0.113.7"}
+    proxy.ask("/wx/2", source="127.0.0.2", **forged)
+    running.says("404 GET '/2' from 127.0.0.2, ")
+
+
+@pytest.mark.parametrize("query", ["?url=$arg_url", "?$args&v=1"])
+def test_what_readme_says_spoils_a_raw_url_does_and_leaves_an_escaped_one_whole(
+    running: Server, tmp_path: Path, query: str
+) -> None:
+    assert f"`{query}`" in README
+    lines = f"location /wx/getApi {{ proxy_pass http://127.0.0.1:8060/getApi{query}; }}"
+    page = "https://h5.example.com/?x=1&y=2"
+    with proxy_with("nginx", lines, running, tmp_path) as proxy:
+        escaped, _ = proxy.ask("/wx/getApi?url=" + quote(page, safe=""))
+        assert escaped.headers["Signed-Url"] == page
+        raw, _ = proxy.ask(f"/wx/getApi?url={page}", Referer=page)
+        assert raw.headers["Signed-Url"] != page
+    running.says("signed for the page 'h5.example.com/' another url than its own")
