@@ -101,14 +101,18 @@ def test_redis_gone_and_back_under_load_costs_no_request(
 
 
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request"
+TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large"
 CLOSED = b""
 
 
 @pytest.mark.parametrize(
     ("request_bytes", "outcome"),
     [
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", CLOSED),
-        (b"GET /getApi?url=https://a/" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", CLOSED),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", TOO_LONG),
+        (
+            b"GET /getApi?url=https://a/" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+            TOO_LONG,
+        ),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", CLOSED),  # TLS
         (
             b"POST /getApi HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n"
