@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import IO, Any
@@ -415,10 +415,13 @@ def test_the_ticket_is_looked_at_without_a_page_that_asks(
     """Once a minute, here sped up."""
     monkeypatch.setattr(server, "REFRESH_INTERVAL", 0.05)
     settings = settings_for(wechat, expire=1)
+    wechat.faults["token"] = Fault(errcode=-1)  # an error is not the end of it
 
     async def scenario() -> None:
         sockets = process.listen(ServerSettings("127.0.0.1", 0))
         serving = asyncio.ensure_future(server.serve(settings, sockets))
+        await until("WeChat was asked", lambda: wechat.calls["token"])
+        wechat.faults.clear()
         await until("the ticket is fetched again", lambda: wechat.calls["getticket"] >= 2)
         signal.raise_signal(signal.SIGTERM)
         await serving
@@ -475,6 +478,35 @@ def test_whoever_waits_for_an_answer_is_not_idle(
     for caller in callers:
         assert answer_on(caller)
     assert "Too many open files" not in running.output
+
+
+def test_connections_that_are_gone_count_no_longer(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    """Neither idle ones nor those that left while they waited for an answer."""
+    hold = threading.Event()
+    running = start("timeout = 60", files=256)
+    assert_signs(running, wechat)
+    (oldest,) = connect(running, 1)
+    for _ in range(300):
+        running.connect().close()
+    begin(oldest)
+    assert answer_on(oldest)
+
+    wechat.faults["token"] = Fault(hold=hold)
+    waiting = start("timeout = 60", files=256)
+    assert waiting.url
+    for _ in range(300):
+        with suppress(OSError), waiting.connect() as leaving:
+            leaving.sendall(f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+
+    def serves() -> bool:
+        with suppress(OSError):
+            return fetch(f"{waiting.url}/healthz")[0] == 503
+        return False
+
+    eventually("there is room for a new connection", serves)
+    hold.set()
 
 
 def test_while_all_wait_for_an_answer_a_new_connection_is_closed(
