@@ -396,7 +396,11 @@ def test_a_stop_is_bounded_though_wechat_hangs(start: Start, wechat: Sandbox) ->
     with running.connect() as caller:
         begin(caller)
         began = time.monotonic()
-        assert running.stop() == 0
+        running.process.terminate()
+        answer = http.client.HTTPResponse(caller)
+        answer.begin()
+        assert (answer.status, answer.getheader("Retry-After")) == (503, "1")
+        assert running.wait() == 0
         assert time.monotonic() - began < process.DRAIN + 5
 
 

@@ -19,7 +19,7 @@ from harness import (
     until,
 )
 
-from wechat_sign.errors import SigningError, WeChatRefused, WeChatUnreachable
+from wechat_sign.errors import SigningError, Stopping, WeChatRefused, WeChatUnreachable
 from wechat_sign.tickets import LOOK_INTERVAL, LOOK_SOON
 
 T = TypeVar("T")
@@ -440,8 +440,11 @@ def test_a_stop_waits_for_the_refresh_in_flight_but_not_for_ever(wechat: Sandbox
         waiting = asyncio.ensure_future(tickets.current())
         await called(wechat, "token", 1)
         await tickets.close(timeout=0.05)
-        assert not waiting.done()
+        with pytest.raises(Stopping):
+            await waiting
         let_go(hold)
+        waiting = asyncio.ensure_future(tickets.refresh())
+        await asyncio.sleep(0)
         await tickets.close(timeout=10)
         assert await waiting == wechat.ticket
 

@@ -126,6 +126,13 @@ class LockedElsewhere(SigningError):
         super().__init__(what, _advice("locked elsewhere"))
 
 
+class Stopping(SigningError):
+    """The server was told to stop while WeChat was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping")
+
+
 def redis_advice(trouble: str) -> Advice:
     """What to do about a failure, by the words that Redis and redis-py have for it."""
     entries = _TABLE["redis"]

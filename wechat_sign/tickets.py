@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .cache import Clock, Credential, boottime
-from .errors import SigningError
+from .errors import SigningError, Stopping
 from .renewal import Renewal
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,14 @@ class JsapiTickets:
         if refresh is None or self._clock() >= self._look_at:
             refresh = self._refreshing()
         held = self._held()
-        return held.value if held is not None else await asyncio.shield(refresh)
+        if held is not None:
+            return held.value
+        try:
+            return await asyncio.shield(refresh)
+        except asyncio.CancelledError:
+            if refresh.cancelled():
+                raise Stopping from None
+            raise
 
     async def refresh(self) -> str:
         """Looks now, whether that is due or not, and waits for it. Raises SigningError."""
@@ -82,10 +89,11 @@ class JsapiTickets:
         return max(1, math.ceil(self._renewal.back_off.remaining))
 
     async def close(self, *, timeout: float) -> None:
-        """Waits up to `timeout` seconds for the refresh in flight, whose outcome is cached."""
+        """Waits up to `timeout` seconds for the refresh in flight, whose outcome is cached; then
+        who still waits for it gets Stopping."""
         if self._refresh is not None:
             await asyncio.wait({self._refresh}, timeout=timeout)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+            self._refresh.cancel()
 
     def _held(self) -> Credential | None:
         ticket = self._ticket
