@@ -110,6 +110,8 @@ def test_whatever_comes_out_is_a_page(query: bytes) -> None:
 
 @given(st.text(alphabet="htps:/%253AF@\\#?&=.+ ", min_size=1, max_size=60))
 @example("https%25")
+@example("t")
+@example("a.")
 @example("@")
 @example("@:0")
 @example(":")
@@ -118,12 +120,12 @@ def test_whatever_comes_out_is_a_page(query: bytes) -> None:
 @example("&url")
 @settings(max_examples=200, deadline=None)
 def test_no_string_takes_long(piece: str) -> None:
-    """As long as the server lets any be. What takes a second here took the square of its length."""
+    """As long as the server lets any be. What takes so long took the square of its length."""
     value = piece * (LIMITS["max_header_size"] // len(piece))
     began = time.thread_time()
-    for query in (value, f"url={value}", f"url=https://{value}", f"url=https://{value[:2000]}"):
-        outcome(query.encode())
-    assert time.thread_time() - began < 1
+    for start in ("", "url=", "url=https://", "url=https%3A%2F%2F", "url=https://a/?"):
+        outcome(f"{start}{value}".encode())
+    assert time.thread_time() - began < 0.3
 
 
 TRICKY = [
