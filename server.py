@@ -50,6 +50,8 @@ REFRESH_INTERVAL = 60
 PAGES_REMEMBERED = 256
 """Pages whose changed urls are not warned about again."""
 
+ACCEPTS_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
+
 _FILES = Path(__file__).with_name("wechat_sign")
 SCRIPT = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
 VERSION = hashlib.sha256(SCRIPT.encode()).hexdigest()[:12]
@@ -147,10 +149,15 @@ class BaseHandler(RequestHandler):
         compress_response would cost every signature something."""
         body = text.encode()
         self.add_header("Vary", "Accept-Encoding")
-        if "gzip" in self.request.headers.get("Accept-Encoding", ""):
+        if ACCEPTS_GZIP.search(self.request.headers.get("Accept-Encoding", "")):
             self.set_header("Content-Encoding", "gzip")
             body = gzip.compress(body, 6)
         self.finish(body)
+
+    @property
+    def path_shown(self) -> str:
+        """The request's path, printable and not too long."""
+        return ascii(self.request.path[:200])[1:-1]
 
     def refuse(self, status: int, /, error: str, **more: Any) -> None:
         self.set_status(status)
@@ -160,7 +167,7 @@ class BaseHandler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if status_code == 405:
             self.set_header("Allow", "GET, HEAD, OPTIONS")
-        self.refuse(status_code, f"{self._reason}: {self.request.method} {self.request.path}")
+        self.refuse(status_code, f"{self._reason}: {self.request.method} {self.path_shown}")
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if not isinstance(value, HTTPError):  # the access log has those
@@ -174,7 +181,7 @@ class NotFound(BaseHandler):
         # A browser shows a page the 404 only if the preflight before it was answered.
         if self.request.method == "OPTIONS" and "Access-Control-Allow-Origin" in self._headers:
             return
-        self.refuse(404, f"there is nothing at {self.request.path}; try /getApi?url=")
+        self.refuse(404, f"there is nothing at {self.path_shown}; try /getApi?url=")
 
 
 class GetApi(BaseHandler):

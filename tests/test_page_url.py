@@ -503,3 +503,24 @@ def test_what_the_log_shows_of_a_url_is_printable_and_short_and_has_no_query() -
     assert shown("nonsense\x9b2J") == r"'nonsense\x9b2J'"
     assert shown("") == "''"
     assert len(shown("https://a/" + "x" * 9000)) == 202
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://h5.example.com/%3Fid%3D~%21%2A%28%29",
+        "https://h5.example.com/%3Ft%3D100%25",
+        "https://h5.example.com/?t%3Da%3Db",
+        "https://h5.example.com/?id%3DH%26M",
+    ],
+)
+def test_an_escaper_that_leaves_some_of_its_marks_is_not_guessed_at(value: str) -> None:
+    with pytest.raises(BadPageUrl, match="send it as encodeURIComponent"):
+        page_url(f"url={value}".encode())
+    assert page_url(f"url={value}".encode(), referer=value) == value
+
+
+@pytest.mark.parametrize("query", ["off=50%25&from=timeline", "off=50%25off", "t=100%25+cotton"])
+def test_a_percent_sign_of_the_pages_own_is_not_taken_for_an_escape_escaped(query: str) -> None:
+    page = f"https://h5.example.com/?{query}"
+    assert page_url(f"url={quote(page, safe='')}".encode()) == page

@@ -269,6 +269,8 @@ ON_A_UNIX_SOCKET = "0.0.0.0"
         ("127.0.0.1", "203.0.113.7:4711", "127.0.0.1"),
         ("127.0.0.1", "\x1b[2J", "127.0.0.1"),
         ("127.0.0.1", "10.0.0.6, 10.0.0.5", "10.0.0.6"),
+        ("127.0.0.1", "fe80::1%\x85forged", "127.0.0.1"),
+        ("127.0.0.1", "198.51.100.1, 0.0.0.0", "127.0.0.1"),
         ("203.0.113.7", "198.51.100.1", "203.0.113.7"),
         ("203.0.113.7", "127.0.0.1, 10.0.0.5", "203.0.113.7"),
         ("fe80::1%eth0", "198.51.100.1", "fe80::1%eth0"),
@@ -545,6 +547,31 @@ def test_a_head_over_the_limit_is_answered_before_the_connection_closes(
             assert "longer than 32 KiB" in json.loads(answer.read())["error"]
             assert connection.recv(1) == b""
     assert_signs(running, wechat)
+
+
+def test_what_is_not_printable_in_a_path_stays_out_of_answer_and_log(
+    start: Start, wechat: Sandbox
+) -> None:
+    running = start()
+    for method in (b"GET", b"POST"):
+        with running.connect() as connection:
+            path = b"/getApi" if method == b"POST" else b"/"
+            connection.sendall(
+                method
+                + b" "
+                + path
+                + b"\x9b31m\x85FORGED"
+                + b"x" * 5000
+                + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+            )
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            body = answer.read()
+            assert answer.status in (404, 405)
+            assert len(body) < 400
+    running.says("FORGED")
+    assert "\x9b" not in running.output
+    assert "\x85" not in running.output
 
 
 @pytest.mark.parametrize("origin", ["http://sign.example.com", "HTTPS://[::1]:8060"])

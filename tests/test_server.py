@@ -522,6 +522,10 @@ class TestPage(ServerCase):
             nonce = rb"""(nonce["']?[=,] ?)["'][^"']*["']"""
             unpacked = gzip.decompress(small.body)
             assert re.sub(nonce, rb"\1", unpacked) == re.sub(nonce, rb"\1", plain.body)
+        for refused in ("gzip;q=0", "identity, gzip; q=0.0", "notgzip"):
+            assert "Content-Encoding" not in self.call("/", **{"Accept-Encoding": refused}).headers
+        accepted = self.call("/", **{"Accept-Encoding": "br, gzip;q=0.5"})
+        assert accepted.headers["Content-Encoding"] == "gzip"
         response = self.call(f"/getApi?url={PAGE}", **{"Accept-Encoding": "gzip"})
         assert not {"Content-Encoding", "Vary"} & set(response.headers)
 

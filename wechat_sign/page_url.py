@@ -74,13 +74,15 @@ _ANOTHER_NAME = re.compile(r"%26(?:[^?&=%]|%25|%5[BD])+=", re.IGNORECASE)
 _NAME = re.compile(r"(?:[^%]|%25|%5[BD])+%3D", re.IGNORECASE)
 _NAME_AND_VALUE = re.compile(r"(?:[^%]|%25|%5[BD])+%3D(?!%3D|$)", re.IGNORECASE)
 _QUERY = re.compile(r"[?;]|%3B", re.IGNORECASE)
+_ESCAPED_QUERY = re.compile(r"%3F[^?=]*%3D", re.IGNORECASE)
+_TWO_EQUALS = re.compile(r"%3D[^?]*%3D", re.IGNORECASE)
 _DOUBLE = re.compile(r"%25[0-9A-F]{2}", re.IGNORECASE)
 _CODE = re.compile(r"%(?!25)(..)")
 
 # What proves that not all was escaped by encodeURI; or by Python's quote(), with :/?&= kept.
-_NOT_BY_ENCODE_URI = re.compile(r"[][\\^`{|}]|%(?!25..|5[B-E]|60|7[BCD])", re.IGNORECASE)
+_NOT_BY_ENCODE_URI = re.compile(r"[][\\^`{|}]|%(?!25[0-9A-F]{2}|5[B-E]|60|7[BCD])", re.IGNORECASE)
 _NOT_BY_QUOTE = re.compile(
-    r"[][\\^`{|}]|%(?!25..|2[1346-9A-C]|3B|40|5[B-E]|60|7[BCD])", re.IGNORECASE
+    r"[][\\^`{|}]|%(?!25[0-9A-F]{2}|2[1346-9A-C]|3B|40|5[B-E]|60|7[BCD])", re.IGNORECASE
 )
 _PARAMETER = re.compile(r"[\w.-]+=")
 _STAMP = re.compile(r"(_|_?(?:t|ts|time|timestamp|nocache))=([0-9]{10})(?:[0-9]{3})?")
@@ -184,14 +186,16 @@ def _raw_or_escaped(value: str, referer: str, now: float | None) -> str:
     piece, more, _ = value.partition("&")
     if "%" not in piece:
         return _raw(value, referer, now)
-    if _PROOF_OF_RAW.search(piece) or not _is_uniform(piece):
-        if "=" not in piece and _names_are_escaped(piece, more):
-            raise BadPageUrl(f"url was escaped in part: its = and & were, its % were not; {_HOW}")
-        return _raw(value, referer, now)
     unescaped = unquote(piece).partition("#")[0]
     if referer in (value, unescaped):
         return referer
-    if _names_are_escaped(piece, more) or (not more and _all_is_escaped(piece)):
+    if _PROOF_OF_RAW.search(piece) or not _is_uniform(piece):
+        hidden = "?" not in piece and _ESCAPED_QUERY.search(piece)
+        if "=" not in piece and (hidden or _names_are_escaped(piece, more)):
+            raise BadPageUrl(f"url was escaped in part: some of ? = & % were, some not; {_HOW}")
+        return _raw(value, referer, now)
+    named = _names_are_escaped(piece, more) and not _is_in_doubt(piece)
+    if named or (not more and _all_is_escaped(piece)):
         return unescaped
     if "=" in piece and not (_is_joined(piece) if more else _BY_ANGULAR.search(piece)):
         return _raw(value, referer, now)
@@ -209,6 +213,13 @@ def _names_are_escaped(piece: str, more: str) -> bool:
     _, *query = _QUERY.split(piece, maxsplit=1) if "=" not in piece else [""]
     named = [pair for pair in "".join(query).split("%26") if _NAME.match(pair)]
     return len(named) > 1 or (not more and any(map(_NAME_AND_VALUE.match, named)))
+
+
+def _is_in_doubt(piece: str) -> bool:
+    """?a%3Db%3Dc, ?a%3DH%26M: okhttp escapes the page's = and leaves its own %3D, %26 alone."""
+    pairs = piece.partition("?")[2].split("%26")
+    named = sum(_NAME.match(pair) is not None for pair in pairs)
+    return named == 1 < len(pairs) or any(map(_TWO_EQUALS.search, pairs))
 
 
 def _all_is_escaped(piece: str) -> bool:

@@ -225,9 +225,12 @@ def client_address(peer: str, forwarded: str, trusted_proxies: Collection[Networ
         if not trusted:
             break
         try:
-            client = _ip(hop)
+            named = _ip(hop)
         except ValueError:
             break
+        if named == _UNIX_SOCKET or "%" in hop:  # no proxy's; a scope may be any text
+            break
+        client = named
     return "a unix socket" if client == _UNIX_SOCKET else str(client)
 
 
