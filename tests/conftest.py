@@ -57,9 +57,9 @@ def start(tmp_path: Path, wechat: Sandbox) -> Iterator[Start]:
     """Starts servers for the sandbox, with further lines for their INI file, and ends them."""
     started: list[Server] = []
 
-    def start_one(*lines: str, verbose: bool = True, **more: Any) -> Server:
+    def start_one(*lines: str, port: int = 0, verbose: bool = True, **more: Any) -> Server:
         ini = write_ini(tmp_path / f"{len(started)}.ini", wechat, *lines)
-        command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0"]
+        command = ["--config", str(ini), "--address", "127.0.0.1", "--port", str(port)]
         started.append(Server(*command, *(["--verbose"] if verbose else []), **more))
         return started[-1]
 

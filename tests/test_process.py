@@ -21,6 +21,7 @@ import pytest
 from harness import (
     PAGE,
     PATIENCE,
+    Client,
     Fault,
     Sandbox,
     Server,
@@ -42,68 +43,6 @@ REQUEST = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r
 RECEIVED = b"HTTP/1.1 100 (Continue)\r\n\r\n"
 """What the server answers at once, so that a test knows that a request is in flight."""
 Connect = Callable[[Server, int], list[socket.socket]]
-
-
-class Client(threading.Thread):
-    """Asks for signatures until `over` is set. What goes wrong is `lost`.
-
-    One that `keeps` its connection sends a request again, once, on a new one where the kept one
-    was closed while idle: every HTTP client does. One that has `only_one` ends with it.
-    """
-
-    def __init__(
-        self,
-        wechat: Sandbox,
-        address: tuple[str, int],
-        *,
-        keeps: bool = True,
-        only_one: bool = False,
-    ) -> None:
-        super().__init__(daemon=True)
-        self._ticket = wechat.ticket
-        self._address = address
-        self._keeps = keeps
-        self._only_one = only_one
-        self._connection: http.client.HTTPConnection | None = None
-        self.over = threading.Event()
-        self.served = 0
-        self.lost: list[str] = []
-
-    def run(self) -> None:
-        while not self.over.is_set():
-            try:
-                self._ask()
-            except (OSError, http.client.HTTPException, AssertionError) as error:
-                self.lost.append(repr(error))
-                self._close()
-        self._close()
-
-    def _ask(self) -> None:
-        kept = self._connection is not None
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(*self._address, timeout=PATIENCE)
-        try:
-            self._connection.request("GET", f"/getApi?url={PAGE}")
-            answer = self._connection.getresponse()
-        except ConnectionError:  # RemoteDisconnected is one
-            self._close()
-            if self._only_one or not kept:
-                raise
-            return
-        body = json.loads(answer.read())
-        assert answer.status == 200, body
-        assert body["signature"] == signature_of(body, self._ticket, PAGE)
-        self.served += 1
-        told_to_close = answer.getheader("Connection") == "close"
-        if told_to_close or not self._keeps:
-            self._close()
-        if told_to_close and self._only_one:
-            self.over.set()
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 @pytest.fixture

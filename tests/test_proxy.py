@@ -9,14 +9,25 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import urls
-from harness import PATIENCE, ROOT, Sandbox, Server, Start, eventually, free_port, signature_of
+from harness import (
+    PATIENCE,
+    ROOT,
+    Client,
+    RedisServer,
+    Sandbox,
+    Server,
+    Start,
+    eventually,
+    free_port,
+    signature_of,
+)
 
 from wechat_sign.errors import BadPageUrl
 from wechat_sign.page_url import page_url
@@ -29,6 +40,7 @@ error_log stderr;
 pid {folder}/pid;
 events {{}}
 http {{
+{upstream}
     access_log off;
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
@@ -64,23 +76,30 @@ AWKWARD = [
 ]
 
 
-def lines_for(kind: str) -> str:
-    """README's."""
-    match = re.search(rf"```{kind}\n(.*?)```", README, re.DOTALL)
-    assert match is not None
-    assert "127.0.0.1:8060" in match[1]
-    return match[1]
+def lines_for(kind: str, containing: str = "") -> str:
+    """README's, the first that contain this."""
+    blocks = re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)
+    lines: str = next(block for block in blocks if containing in block)
+    assert "127.0.0.1:8060" in lines
+    return lines
 
 
 class Proxy:
-    """A proxy with such lines, on a free port of 127.0.0.1, in front of a running server."""
+    """A proxy with such lines, on a free port of 127.0.0.1, in front of a running server, or of
+    several with the lines for nginx's `upstream`."""
 
-    def __init__(self, kind: str, lines: str, behind: Server, folder: Path) -> None:
+    def __init__(
+        self, kind: str, lines: str, behind: Sequence[Server], folder: Path, upstream: str = ""
+    ) -> None:
         self.port = free_port()
-        lines = lines.replace("127.0.0.1:8060", f"127.0.0.1:{behind.address[1]}")
+        for number, server in enumerate(behind, 8060):
+            here = f"127.0.0.1:{server.address[1]}"
+            lines = lines.replace(f"127.0.0.1:{number}", here)
+            upstream = upstream.replace(f"127.0.0.1:{number}", here)
         template = {"nginx": NGINX, "caddy": CADDY}[kind]
         config = folder / kind
-        config.write_text(template.format(folder=folder, port=self.port, lines=lines))
+        filled = {"folder": folder, "port": self.port, "lines": lines, "upstream": upstream}
+        config.write_text(template.format(**filled))
         arguments = ["-p", str(folder), "-c", str(config)]
         if kind == "caddy":
             arguments = ["run", "--adapter", "caddyfile", "--config", str(config)]
@@ -133,8 +152,10 @@ def running(start: Start) -> Server:
 
 
 @contextmanager
-def proxy_with(kind: str, lines: str, running: Server, folder: Path) -> Iterator[Proxy]:
-    started = Proxy(kind, lines, running, folder)
+def proxy_with(
+    kind: str, lines: str, folder: Path, *behind: Server, upstream: str = ""
+) -> Iterator[Proxy]:
+    started = Proxy(kind, lines, behind, folder, upstream)
     try:
         eventually(f"{kind} answers", started.answers)
         yield started
@@ -144,7 +165,7 @@ def proxy_with(kind: str, lines: str, running: Server, folder: Path) -> Iterator
 
 @pytest.fixture(params=["nginx", "caddy"])
 def proxy(request: pytest.FixtureRequest, running: Server, tmp_path: Path) -> Iterator[Proxy]:
-    with proxy_with(request.param, lines_for(request.param), running, tmp_path) as started:
+    with proxy_with(request.param, lines_for(request.param), tmp_path, running) as started:
         yield started
 
 
@@ -212,9 +233,50 @@ def test_what_readme_says_spoils_a_raw_url_does_and_leaves_an_escaped_one_whole(
     assert f"`{query}`" in README
     lines = f"location /wx/getApi {{ proxy_pass http://127.0.0.1:8060/getApi{query}; }}"
     page = "https://h5.example.com/?x=1&y=2"
-    with proxy_with("nginx", lines, running, tmp_path) as proxy:
+    with proxy_with("nginx", lines, tmp_path, running) as proxy:
         escaped, _ = proxy.ask("/wx/getApi?url=" + quote(page, safe=""))
         assert escaped.headers["Signed-Url"] == page
         raw, _ = proxy.ask(f"/wx/getApi?url={page}", Referer=page)
         assert raw.headers["Signed-Url"] != page
     running.says("signed for the page 'h5.example.com/' another url than its own")
+
+
+def test_restarts_of_one_instance_after_the_other_behind_nginx_fail_no_page(
+    start: Start, wechat: Sandbox, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    upstream, lines = lines_for("nginx", "upstream"), lines_for("nginx", "location")
+    to_upstream = "proxy_pass http://wechat-sign/;"
+    assert f"`{to_upstream}`" in README
+    lines = lines.replace("proxy_pass http://127.0.0.1:8060/;", to_upstream)
+
+    def instance(port: int) -> Server:
+        running = start(*redis_server.ini, port=port, verbose=False)
+        assert running.address == ("127.0.0.1", port)  # it listens
+        return running
+
+    instances = [instance(free_port()) for _ in range(2)]
+    with proxy_with("nginx", lines, tmp_path, *instances, upstream=upstream) as proxy:
+        address = ("127.0.0.1", proxy.port)
+        clients = [
+            Client(wechat, address, path="/wx/getApi", keeps=bool(number % 2))
+            for number in range(8)
+        ]
+        for client in clients:
+            client.start()
+        for number in (0, 1, 0, 1):
+            before = [client.served for client in clients]
+            eventually(
+                "every client is served",
+                lambda before=before: all(  # type: ignore[misc]
+                    client.served > served + 5 or client.lost
+                    for client, served in zip(clients, before, strict=True)
+                ),
+            )
+            port = instances[number].address[1]
+            assert instances[number].stop() == 0
+            instances[number] = instance(port)
+        for client in clients:
+            client.over.set()
+        for client in clients:
+            client.join(PATIENCE)
+    assert [loss for client in clients for loss in client.lost] == []
