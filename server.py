@@ -285,7 +285,16 @@ def make_tickets(settings: Settings) -> JsapiTickets:
 
 
 async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
-    """Runs until SIGTERM or SIGINT, then finishes what was begun, within DRAIN seconds."""
+    """Runs until SIGTERM, SIGINT or SIGHUP, then finishes what was begun, within DRAIN seconds."""
+    with process.stop_signals() as stop:
+        announce(settings, sockets)
+        await serve_until(stop, settings, sockets)
+
+
+async def serve_until(
+    stop: asyncio.Event, settings: Settings, sockets: list[socket.socket]
+) -> None:
+    """The same until `stop` is set."""
     tickets = make_tickets(settings)
     application = SigningApplication(settings, tickets)
     limit = process.raise_file_limit(process.MAX_CONNECTIONS)
@@ -293,7 +302,7 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
     server.add_sockets(sockets)
     refreshing = asyncio.create_task(refresh_regularly(tickets))
 
-    await process.wait_for_stop_signal()
+    await stop.wait()
     log.info("stopping")
     deadline = time.monotonic() + process.DRAIN
     refreshing.cancel()
@@ -383,7 +392,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    announce(settings, sockets)
     if given.sandbox:
         print_banner(process.address_of(sockets[0]))
     asyncio.run(serve(settings, sockets))

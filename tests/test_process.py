@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +42,7 @@ from wechat_sign.settings import LOOPBACK, ServerSettings
 REQUEST = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n".encode()
 RECEIVED = b"HTTP/1.1 100 (Continue)\r\n\r\n"
 """What the server answers at once, so that a test knows that a request is in flight."""
+STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 Connect = Callable[[Server, int], list[socket.socket]]
 
 
@@ -331,18 +332,92 @@ def test_a_stop_under_load_loses_nothing_of_those_who_keep_their_connection(
     assert running.wait() == 0
 
 
-def test_a_stop_is_bounded_though_wechat_hangs(start: Start, wechat: Sandbox) -> None:
+def test_a_stop_is_bounded_though_wechat_hangs_and_tells_pages_when_to_come_again(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
     wechat.faults["token"] = Fault(hold=threading.Event())
     running = start("timeout = 60")
-    with running.connect() as caller:
+    callers = connect(running, 5)
+    for caller in callers:
         begin(caller)
-        began = time.monotonic()
-        running.process.terminate()
+    began = time.monotonic()
+    running.process.terminate()
+    for caller in callers:
         answer = http.client.HTTPResponse(caller)
         answer.begin()
         assert (answer.status, answer.getheader("Retry-After")) == (503, "1")
-        assert running.wait() == 0
-        assert time.monotonic() - began < process.DRAIN + 5
+    assert running.wait() == 0
+    assert time.monotonic() - began < process.DRAIN + 5
+
+
+@contextmanager
+def disposition(number: signal.Signals, handler: signal.Handlers) -> Iterator[None]:
+    """What a process started meanwhile does at the signal until it decides for itself."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_hangup_drains_and_so_does_the_second_one_of_a_closing_terminal(
+    start: Start, wechat: Sandbox
+) -> None:
+    hold = threading.Event()
+    wechat.faults["getticket"] = Fault(hold=hold)
+    with disposition(signal.SIGHUP, signal.SIG_DFL):
+        running = start()
+    with running.connect() as caller:
+        begin(caller)
+        running.process.send_signal(signal.SIGHUP)
+        running.says("stopping")
+        running.process.send_signal(signal.SIGHUP)
+        hold.set()
+        assert answer_on(caller)
+    assert running.wait() == 0
+
+
+def test_under_nohup_it_outlives_a_hangup(start: Start, wechat: Sandbox) -> None:
+    with disposition(signal.SIGHUP, signal.SIG_IGN):
+        running = start()
+    assert running.url
+    running.process.send_signal(signal.SIGHUP)
+    for _ in range(3):
+        assert_signs(running, wechat)
+    assert "stopping" not in running.output
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_stop_in_the_moment_the_log_says_listening_drains(
+    start: Start, number: signal.Signals
+) -> None:
+    with disposition(signal.SIGHUP, signal.SIG_DFL):
+        running = start()
+    deadline = time.monotonic() + PATIENCE
+    while "listening" not in running.output and time.monotonic() < deadline:
+        time.sleep(0)  # eventually() would come too late to see it fail
+    running.process.send_signal(number)
+    assert running.wait() == 0
+    assert "stopping" in running.output
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("first", STOPS)
+def test_a_second_stop_signal_ends_it_at_once(
+    start: Start, wechat: Sandbox, first: signal.Signals, second: signal.Signals
+) -> None:
+    wechat.faults["token"] = Fault(hold=threading.Event())
+    with disposition(signal.SIGHUP, signal.SIG_DFL):
+        running = start("timeout = 60")
+    with running.connect() as caller:
+        begin(caller)
+        running.process.send_signal(first)
+        running.says("stopping")
+        began = time.monotonic()
+        running.process.send_signal(second)
+        assert running.wait() == -second
+        assert time.monotonic() - began < process.DRAIN / 2
 
 
 def test_a_stop_waits_for_nobody_who_is_idle(start: Start, wechat: Sandbox) -> None:
