@@ -402,6 +402,36 @@ def test_a_stop_in_the_moment_the_log_says_listening_drains(
     assert "stopping" in running.output
 
 
+@pytest.mark.parametrize("number", STOPS)
+def test_a_stop_while_the_settings_are_read_ends_it_without_a_word(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    settings = tmp_path / "settings.ini"
+    os.mkfifo(settings)
+    with disposition(signal.SIGHUP, signal.SIG_DFL):
+        starting = Server("--config", str(settings))
+
+    def opened_by_the_server() -> int:
+        with suppress(OSError):
+            return os.open(settings, os.O_WRONLY | os.O_NONBLOCK)
+        return 0
+
+    writing = eventually("the server reads its settings", opened_by_the_server)
+    starting.process.send_signal(number)
+    assert (starting.wait(), starting.output) == (-number, "")
+    os.close(writing)
+
+
+@pytest.mark.parametrize("module", ["argparse", "redis"])
+def test_an_interrupt_while_modules_are_imported_ends_it_without_a_word(
+    start: Start, tmp_path: Path, module: str
+) -> None:
+    """Python finds this module first. The server imports argparse before all others."""
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    interrupted = start(PYTHONPATH=str(tmp_path))
+    assert (interrupted.wait(), interrupted.output) == (-signal.SIGINT, "")
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("first", STOPS)
 def test_a_second_stop_signal_ends_it_at_once(
