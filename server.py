@@ -51,8 +51,6 @@ from wechat_sign.tickets import JsapiTickets
 
 log = logging.getLogger("server")
 
-REFRESH_INTERVAL = 60
-"""Seconds between the server's own looks at the ticket."""
 PAGES_REMEMBERED = 256
 """Pages whose changed urls are not warned about again."""
 
@@ -285,46 +283,39 @@ class Script(BaseHandler):
         return f'W/"{VERSION}"'  # weak: the same for what is compressed and what is not
 
 
-def make_tickets(settings: Settings) -> JsapiTickets:
+def make_tickets(settings: Settings, cache: Cache) -> JsapiTickets:
     """The ticket for pages, and all that is behind it."""
-    return JsapiTickets(Renewal(WeChat(settings.wechat), Cache(settings), settings))
+    return JsapiTickets(Renewal(WeChat(settings.wechat), cache, settings))
 
 
-async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
+async def serve(settings: Settings, cache: Cache, sockets: list[socket.socket]) -> None:
     """Runs until SIGTERM, SIGINT or SIGHUP, then finishes what was begun, within DRAIN seconds."""
-    with process.stop_signals() as stop:
-        announce(settings, sockets)
-        await serve_until(stop, settings, sockets)
-
-
-async def serve_until(
-    stop: asyncio.Event, settings: Settings, sockets: list[socket.socket]
-) -> None:
-    """The same until `stop` is set."""
-    tickets = make_tickets(settings)
+    tickets = make_tickets(settings, cache)
     application = SigningApplication(settings, tickets)
     limit = process.raise_file_limit(process.MAX_CONNECTIONS)
     server = process.BoundedServer(application, limit=limit, **process.LIMITS)
-    server.add_sockets(sockets)
-    refreshing = asyncio.create_task(refresh_regularly(tickets))
-
-    await stop.wait()
-    log.info("stopping")
-    deadline = time.monotonic() + process.DRAIN
-    refreshing.cancel()
-    application.stopping = True
-    # Who waits for WeChat gets a 503 before the end, so that drain can close what is idle.
-    await asyncio.gather(
-        process.drain(server, deadline=deadline), tickets.close(timeout=0.9 * process.DRAIN)
-    )
+    with process.stop_signals() as stop:
+        announce(settings, sockets)
+        server.add_sockets(sockets)
+        refreshing = asyncio.create_task(refresh_regularly(tickets))
+        await stop.wait()
+        log.info("stopping")
+        deadline = time.monotonic() + process.DRAIN
+        refreshing.cancel()
+        application.stopping = True
+        # Who waits for WeChat gets a 503 before the end, so that drain can close what is idle.
+        await asyncio.gather(
+            process.drain(server, deadline=deadline), tickets.close(timeout=0.9 * process.DRAIN)
+        )
 
 
 async def refresh_regularly(tickets: JsapiTickets) -> None:
     """Looks at the ticket without waiting for a page to ask for it."""
     while True:
-        # What goes wrong is logged where it happens.
-        await asyncio.gather(tickets.refresh(), return_exceptions=True)
-        await asyncio.sleep(REFRESH_INTERVAL)
+        if tickets.look_in <= 0:
+            # What goes wrong is logged where it happens.
+            await asyncio.gather(tickets.refresh(), return_exceptions=True)
+        await asyncio.sleep(max(0.1, tickets.look_in))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -385,6 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr(verbose=given.verbose)
     try:
         settings = settings_from(given)
+        cache = Cache(settings)
     except ConfigError as error:
         if given.check:
             return print_findings(Finding("settings", False, problem) for problem in error.problems)
@@ -392,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if given.check:
         source = "the sandbox" if given.sandbox else str(given.config)
-        return print_check(settings, Cache(settings), source)
+        return print_check(settings, cache, source)
     try:
         sockets = process.listen(settings.server)
     except ConfigError as error:
@@ -400,13 +392,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if given.sandbox:
         print_banner(process.address_of(sockets[0]))
-    asyncio.run(serve(settings, sockets))
+    asyncio.run(serve(settings, cache, sockets))
     return 0
 
 
 def announce(settings: Settings, sockets: list[socket.socket]) -> None:
     here = " and ".join(map(process.address_of, sockets))
-    where = f"Redis {settings.redis.place}" if settings.redis.host else "this process only"
+    where = f"Redis {settings.redis.place}" if settings.redis.is_set else "this process only"
     appid = settings.wechat.appid
     log.info("listening on %s for appid %s, credentials in %s", here, appid, where)
 

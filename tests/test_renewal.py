@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from harness import (
+    BACK_OFF_KEY,
     CHECKED_KEY,
     LOCK_KEY,
     TICKET_KEY,
@@ -27,10 +28,12 @@ from harness import (
     settings_for,
 )
 
-from wechat_sign.cache import REDIS_PAUSE, UNDATED_LIFE, Cache, Credential
+from wechat_sign.breaker import REDIS_PAUSE
+from wechat_sign.cache import Cache
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import LockedElsewhere, SigningError, WeChatRefused, WeChatUnreachable
 from wechat_sign.renewal import BackOff, Renewal
+from wechat_sign.store import UNDATED_LIFE, Credential
 
 EXPIRED = ("DEL", TICKET_KEY, CHECKED_KEY)
 DUE = ("DEL", CHECKED_KEY)
@@ -73,7 +76,85 @@ def called(wechat: Sandbox, endpoint: str, times: int) -> None:
     eventually(f"{endpoint} is called", lambda: wechat.calls[endpoint] >= times)
 
 
+NAMED: dict[str, Any] = {"access_token_key": "wx:token", "jsapi_ticket_key": "wx:ticket"}
+
+
+def shares_of(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, count: int, **more: Any
+) -> list[tuple[Renewal, Credential]]:
+    """Instances on one Redis, each with the ticket that it holds after two looks."""
+    instances = [renewal_for(wechat, redis_server, clock=clock, **more) for _ in range(count)]
+    return [(one, one.look_up(one.look_up(None))) for one in instances]
+
+
 # Granted, kept, and shared.
+
+
+def test_a_ticket_of_another_account_under_the_same_named_key_is_not_signed_with(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    """As after a change of the appid, and where two accounts share the names."""
+    other = Sandbox(appid="wxother").start()
+    old = renewal_for(wechat, redis_server, **NAMED).look_up(None)
+    renewal = renewal_for(other, redis_server, **NAMED)
+    assert renewal.look_up(None).value == other.ticket
+    redis_server.run("DEL", "wechat:wxother:checked")  # asked again, by whose token?
+    held = renewal.look_up(None)
+    assert renewal.look_up(held).value == other.ticket
+    assert other.calls == {"token": 1, "getticket": 2}
+    assert redis_server.run("GET", "wx:ticket") == other.ticket != old.value
+    other.stop()
+
+
+def test_two_accounts_under_the_same_named_keys_do_not_fight(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    accounts = [wechat, Sandbox(appid="wxother").start()]
+    renewals = [renewal_for(account, redis_server, **NAMED) for account in accounts]
+    held = [renewal.look_up(None) for renewal in renewals]
+    for _ in range(10):
+        held = [renewal.look_up(one) for renewal, one in zip(renewals, held, strict=True)]
+        assert [one.value for one in held] == [account.ticket for account in accounts]
+    assert [account.calls["token"] for account in accounts] == [1, 1]
+    assert [account.calls["getticket"] for account in accounts] == [1, 1]
+    accounts[1].stop()
+
+
+def test_four_instances_keep_one_ticket_by_two_commands_a_look(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    shares = shares_of(wechat, redis_server, clock, 4)
+    overhead = -redis_server.commands + redis_server.commands
+    before = redis_server.commands
+    for _ in range(50):
+        for one, held in shares:
+            assert one.look_up(held) == held
+    assert redis_server.commands - before - overhead == 50 * 4 * 2
+    assert wechat.calls == {"token": 1, "getticket": 1}
+
+
+def test_an_evicting_redis_costs_no_call(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    shares = shares_of(wechat, redis_server, clock, 4)
+    for turn in range(20):
+        for one, held in shares:
+            redis_server.run("DEL", *[(TICKET_KEY, TOKEN_KEY), (CHECKED_KEY, TICKET_KEY)][turn % 2])
+            assert one.look_up(held).value == wechat.ticket
+    assert wechat.calls == {"token": 1, "getticket": 1}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_program_that_rewrites_the_key_without_a_life_costs_one_call_at_the_most(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, same: bool
+) -> None:
+    shares = shares_of(wechat, redis_server, clock, 3)
+    for _ in range(10):
+        redis_server.run("SET", TICKET_KEY, wechat.ticket if same else "dead")
+        for one, held in shares:
+            assert one.look_up(held).value == wechat.ticket
+    assert wechat.calls["token"] == 1
+    assert wechat.calls["getticket"] <= (1 if same else 2)
 
 
 def test_a_ticket_is_fetched_once_and_shared(wechat: Sandbox, redis_server: RedisServer) -> None:
@@ -366,6 +447,7 @@ def test_while_it_backs_off_wechat_is_left_alone(
     assert wechat.calls == {"token": 1}
     assert renewal.back_off.remaining == pytest.approx(pause)
     clock.advance(pause)
+    redis_server.run("DEL", BACK_OFF_KEY)
     with pytest.raises(WeChatRefused):
         renewal.look_up(None)
     assert wechat.calls == {"token": 2}
@@ -754,7 +836,7 @@ BROKEN = {
     "no life": Fault(body=b'{"errcode": 0, "ticket": "t", "access_token": "t"}'),
     "life 0": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": 0}'),
     "life -1": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": -1}'),
-    "life text": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": "7200"}'),
+    "life text": Fault(body=b'{"ticket": "t", "access_token": "t", "expires_in": "soon"}'),
     "busy": Fault(errcode=-1),
     "busy too": Fault(errcode=-1000),
     "quota": Fault(errcode=45009),
@@ -777,6 +859,7 @@ def test_wechat_in_any_trouble_is_asked_once_a_pause_and_recovered_from(
     assert not redis_server.run("EXISTS", TICKET_KEY, CHECKED_KEY, LOCK_KEY)
     del wechat.faults[endpoint]
     clock.advance(renewal.back_off.remaining)
+    redis_server.run("DEL", BACK_OFF_KEY)
     held = renewal.look_up(None)
     assert held.value == wechat.ticket
 
@@ -796,3 +879,150 @@ def test_two_accounts_on_one_redis_do_not_meet(redis_server: RedisServer) -> Non
     assert len(redis_server.run("KEYS", "*")) == 6
     for wechat in accounts:
         wechat.stop()
+
+
+# Redis is away, and `token` makes the others' tokens void.
+
+
+def test_while_redis_is_away_the_instances_go_on_with_the_token_that_they_share(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
+) -> None:
+    shares = shares_of(wechat, own_redis, clock, 4)
+    own_redis.kill()
+    for _ in range(10):
+        clock.advance(600)
+        shares = [(one, one.look_up(held)) for one, held in shares]
+        assert {held.value for _, held in shares} == {wechat.ticket}
+    assert wechat.calls == {"token": 1, "getticket": 1 + 10 * 4}
+
+
+def test_while_redis_is_away_no_token_is_fetched_only_to_confirm_a_ticket(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
+) -> None:
+    shares = shares_of(wechat, own_redis, clock, 4)
+    own_redis.kill()
+    wechat.replace_token()
+    for _ in range(10):
+        clock.advance(600)
+        shares = [(one, one.look_up(held)) for one, held in shares]
+        assert {held.value for _, held in shares} == {wechat.ticket}
+    assert wechat.calls == {"token": 1, "getticket": 1 + 4}
+    clock.advance(1150)  # the cache lets it go, and WeChat will
+    for one, held in shares:
+        assert one.look_up(held).value == wechat.ticket
+    assert 2 <= wechat.calls["token"] <= 5
+
+
+def test_a_token_that_was_dropped_does_not_come_back_from_anothers_memory(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    (_, _), (other, held) = shares_of(wechat, redis_server, clock, 2)
+    redis_server.run("DEL", TOKEN_KEY)  # the first one dropped it
+    for _ in range(3):
+        other.look_up(held)
+    assert not redis_server.run("EXISTS", TOKEN_KEY)
+    redis_server.run(*DUE)
+    other.look_up(held)
+    assert redis_server.run("GET", TOKEN_KEY)  # WeChat took it
+    assert wechat.calls == {"token": 1, "getticket": 2}
+
+
+# What one instance meets, the others need not.
+
+
+def refused(renewal: Renewal) -> None:
+    with pytest.raises(WeChatRefused):
+        renewal.look_up(None)
+
+
+@pytest.mark.parametrize(("errcode", "shared"), [(40125, True), (40164, False), (61004, False)])
+def test_what_is_the_accounts_fault_holds_all_instances_back_and_what_is_a_hosts_only_it(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, errcode: int, shared: bool
+) -> None:
+    wechat.faults["token"] = Fault(errcode=errcode)
+    one, other = (renewal_for(wechat, redis_server, clock=clock) for _ in range(2))
+    refused(one)
+    refused(other)  # whoever starts asks at once
+    assert wechat.calls == {"token": 2}
+    assert redis_server.run("EXISTS", BACK_OFF_KEY) == shared
+    clock.advance(60)
+    refused(one)
+    assert wechat.calls == {"token": 2 if shared else 3}
+    if shared:
+        assert 115 < one.back_off.remaining <= 120
+        error = one.back_off.error
+        assert isinstance(error, WeChatRefused)
+        assert error.errcode == errcode
+
+
+def test_a_night_of_a_wrong_secret_costs_four_instances_what_it_costs_one(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40125)
+    instances = [renewal_for(wechat, redis_server, clock=clock) for _ in range(4)]
+    over = 0.0
+    while clock.now < 1_000_000 + 36_000:
+        for one in instances:
+            before = wechat.calls["token"]
+            refused(one)
+            if wechat.calls["token"] > before:
+                over = clock.now + one.back_off.pause
+        clock.advance(30)
+        if clock.now >= over:
+            redis_server.run("DEL", BACK_OFF_KEY)  # as Redis does by itself
+    assert wechat.calls["token"] < 4 + 36_000 / 600 + 10
+
+
+def test_what_an_instance_got_meanwhile_is_taken_and_ends_the_pause_of_all(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40125)
+    one = renewal_for(wechat, redis_server, clock=clock)
+    refused(one)
+    wechat.faults.clear()
+    restarted = renewal_for(wechat, redis_server, clock=clock)
+    assert restarted.look_up(None).value == wechat.ticket
+    assert not redis_server.run("EXISTS", BACK_OFF_KEY)
+    assert one.look_up(None).value == wechat.ticket
+    assert one.back_off.error is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "[]", "7", '{"errcode": 1}', '{"errcode": [], "errmsg": 1, "endpoint": 2}', "\xff"],
+)
+def test_nonsense_under_the_key_of_the_pause_holds_nobody_back(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, text: str
+) -> None:
+    redis_server.run("SET", BACK_OFF_KEY, text, "EX", 600)
+    renewal = renewal_for(wechat, redis_server, clock=clock)
+    held = renewal.look_up(None)
+    redis_server.run("SET", BACK_OFF_KEY, text)
+    redis_server.run(*DUE)
+    renewal.look_up(held)
+    assert wechat.calls == {"token": 1, "getticket": 2}
+
+
+def test_a_day_in_which_wechat_refuses_each_token_that_it_grants_costs_no_days_quota(
+    clock: MovedClock,
+) -> None:
+    back_off, calls = BackOff(clock), 0
+    while clock.now < 1_000_000 + 86_400:
+        back_off.failed(WeChatRefused(40001, "", endpoint="getticket"))
+        calls += 1
+        clock.advance(back_off.remaining)
+    assert calls < 200
+
+
+# Waiting for another instance.
+
+
+def test_a_ticket_that_appears_is_taken_though_the_lock_is_held_on(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
+    waiting = Background(renewal_for(wechat, redis_server))
+    write(redis_server, "theirs", 7100, checked=True)
+    assert waiting.join().ticket == "theirs"
+    assert redis_server.run("GET", LOCK_KEY) == "another's"
+    assert not wechat.calls

@@ -30,6 +30,7 @@ from harness import (
 from tornado.httpclient import HTTPResponse
 
 import server
+from wechat_sign.cache import Cache
 from wechat_sign.settings import JssdkSettings, ServerSettings, Settings
 
 
@@ -50,7 +51,7 @@ class ServerCase(tornado.testing.AsyncHTTPTestCase):
         jssdk = JssdkSettings(page_hosts=self.page_hosts, open_tag_list=self.open_tag_list)
         served = ServerSettings(page=self.page)
         settings = Settings(base.wechat, base.redis, jssdk, served)
-        return server.SigningApplication(settings, server.make_tickets(settings))
+        return server.SigningApplication(settings, server.make_tickets(settings, Cache(settings)))
 
     def call(self, path: str, method: str = "GET", **headers: str) -> HTTPResponse:
         body = "" if method in ("POST", "PUT", "PATCH") else None
@@ -428,7 +429,7 @@ def test_each_library_is_imported_where_the_design_says() -> None:
     sources["server.py"] = (ROOT / "server.py").read_text(encoding="utf-8")
     for library, modules in {
         "requests": {"credentials.py"},
-        "redis": {"cache.py"},
+        "redis": {"breaker.py", "store.py"},
         "tornado": {"process.py", "server.py"},
     }.items():
         pattern = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
@@ -436,8 +437,8 @@ def test_each_library_is_imported_where_the_design_says() -> None:
 
 
 def test_imports_point_downward() -> None:
-    order = ["errors", "settings", "page_url", "signature", "credentials", "cache", "renewal"]
-    order += ["tickets", "check", "sandbox", "process"]
+    order = ["errors", "settings", "page_url", "signature", "credentials", "clock", "breaker"]
+    order += ["store", "cache", "renewal", "tickets", "check", "sandbox", "process"]
     for path in ROOT.glob("wechat_sign/[!_]*.py"):
         imported = re.findall(r"^\s*from \.(\w+) import", path.read_text("utf-8"), re.MULTILINE)
         place = order.index(path.stem)

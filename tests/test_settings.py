@@ -11,6 +11,7 @@ from wechat_sign.errors import ConfigError
 from wechat_sign.settings import (
     JssdkSettings,
     RedisSettings,
+    RedisUrl,
     ServerSettings,
     Settings,
     WeChatSettings,
@@ -36,7 +37,7 @@ def problems(text: str | bytes, tmp_path: Path, **environ: str) -> list[str]:
 def test_the_defaults_are_those_of_the_program_that_this_one_replaces(tmp_path: Path) -> None:
     assert load(ACCOUNT, tmp_path) == Settings(
         WeChatSettings("wx1", "s3cr3t", "https://api.weixin.qq.com", "token", 5),
-        RedisSettings("", 6379, 0, "", "", False, "", "", 7100, 600),
+        RedisSettings("", 6379, 0, "", "", False, None, "", "", 7100, 600),
         JssdkSettings(True, ("updateAppMessageShareData", "updateTimelineShareData"), (), ()),
         ServerSettings("0.0.0.0", 8060, True, (ip_network("127.0.0.0/8"), ip_network("::1"))),
     )
@@ -92,7 +93,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     text = "\n".join(line[4:] for line in text.splitlines())
     assert load(text, tmp_path) == Settings(
         WeChatSettings("wx1", "s", "http://127.0.0.1:1/base", "stable_token", 2.5),
-        RedisSettings("r", 1, 2, "u", "p", True, "a", "t", 3, 0),
+        RedisSettings("r", 1, 2, "u", "p", True, None, "a", "t", 3, 0),
         JssdkSettings(
             False,
             ("scanQRCode", "getLocation", "chooseImage"),
@@ -282,3 +283,99 @@ def test_the_example_spells_booleans_one_way() -> None:
         if isinstance(value, bool)
     }
     assert spellings == {"true", "false"}
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "nodes", "service", "place"),
+    [
+        ("redis://h", "", ["redis://h"], "", "redis://h"),
+        ("redis://u:p%40@h:1/2", "", ["redis://u:p%40@h:1/2"], "", "redis://h:1/2"),
+        ("rediss://[::1]:1?a=b", "", ["rediss://[::1]:1?a=b"], "", "rediss://[::1]:1"),
+        ("unix://:p@/a/b.sock?db=1", "", ["unix://:p@/a/b.sock?db=1"], "", "unix:///a/b.sock"),
+        (
+            "redis+sentinel://:p@a,b:2/main",
+            "sentinel",
+            ["redis://:p@a/", "redis://:p@b:2/"],
+            "main",
+            "redis+sentinel://a,b:2/main",
+        ),
+        (
+            "rediss+sentinel://a/main/3?x=y",
+            "sentinel",
+            ["rediss://a/3?x=y"],
+            "main",
+            "rediss+sentinel://a/main/3",
+        ),
+        (
+            "redis+cluster://:p@a:1,b:2/0",
+            "cluster",
+            ["redis://:p@a:1", "redis://:p@b:2"],
+            "",
+            "redis+cluster://a:1,b:2/0",
+        ),
+    ],
+)
+@pytest.mark.parametrize("by", ["file", "environment"])
+def test_a_url_names_any_redis(
+    tmp_path: Path, by: str, url: str, kind: str, nodes: list[str], service: str, place: str
+) -> None:
+    if by == "file":
+        settings = load(ACCOUNT + f"[redis]\nurl = {url}", tmp_path)
+    else:
+        settings = load(ACCOUNT, tmp_path, REDIS_URL=url)
+    assert settings.redis.url == RedisUrl(kind, tuple(nodes), service, place)
+    assert settings.redis.is_set
+    assert settings.redis.place == place
+    assert "p@" not in repr(settings)
+    assert "p%40" not in repr(settings)
+
+
+def test_in_a_cluster_the_keys_of_an_account_share_a_slot(tmp_path: Path) -> None:
+    settings = load(ACCOUNT + "[redis]\nurl = redis+cluster://a", tmp_path)
+    assert settings.jsapi_ticket_key == "wechat:{wx1}:jsapi_ticket"
+    assert settings.lock_key == "wechat:{wx1}:lock"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("127.0.0.1:6379", "must be like redis://"),
+        ("http://h", "must be like redis://"),
+        ("redis://", "must be like redis://"),
+        ("unix://", "must be like redis://"),
+        ("redis://:s3/cr3t@h", "must be like redis://"),
+        ("redis://:s3@cr3t@h", "must be like redis://"),
+        ("redis://:s3?cr3t@h", "must be like redis://"),
+        ("redis://:s3#cr3t@h", "must be like redis://"),
+        ("redis://a,b", "several hosts need"),
+        ("redis+sentinel://a,b", "must end with the service"),
+        ("redis+sentinel://a/main/x", "the number of a database"),
+        ("redis://a/x", "the number of a database"),
+        ("redis+cluster://a/1", "in a Cluster, 0"),
+    ],
+)
+def test_a_url_that_names_no_redis_is_refused_and_not_shown(
+    tmp_path: Path, url: str, words: str
+) -> None:
+    [problem] = problems(ACCOUNT + f"[redis]\nurl = {url}", tmp_path)
+    assert problem.startswith("[redis] url: ")
+    assert words in problem
+    assert "cr3t" not in problem
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("host = h\nurl = redis://h", "both given; keep one"),
+        ("port = 1\nurl = redis://h", "with url they are part of that"),
+        ("tls = true\nurl = redis://h", "with url they are part of that"),
+        ("host = redis://:s3cr3t@h", "a url is given as url"),
+        ("host = :s3cr3t@h", "a url is given as url"),
+    ],
+)
+def test_a_url_and_a_host_do_not_mix(tmp_path: Path, lines: str, words: str) -> None:
+    [problem] = problems(ACCOUNT + f"[redis]\n{lines}", tmp_path)
+    assert words in problem
+    assert "s3cr3t" not in problem
+    environment = problems(ACCOUNT + "[redis]\nhost = h", tmp_path, REDIS_URL="redis://h")
+    assert "both given" in environment[0]

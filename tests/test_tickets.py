@@ -19,6 +19,7 @@ from harness import (
     until,
 )
 
+from wechat_sign.clock import SystemClock
 from wechat_sign.errors import SigningError, Stopping, WeChatRefused, WeChatUnreachable
 from wechat_sign.tickets import LOOK_INTERVAL, LOOK_SOON
 
@@ -355,23 +356,58 @@ def test_with_redis_gone_the_ticket_held_serves_without_delay(
     running(scenario)
 
 
-@pytest.mark.parametrize("hours", [1, -1])
-def test_a_jump_of_the_system_clock_changes_nothing(
-    wechat: Sandbox, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, hours: int
-) -> None:
-    import time
+class Hands:
+    """The clocks of a machine, which only the test moves."""
 
-    wall = time.time
+    def __init__(self) -> None:
+        self.steady, self.wall = 1000.0, 1_700_000_000.0
+        self.clock = SystemClock(lambda: self.steady, lambda: self.wall)
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+@pytest.mark.parametrize("shared", [True, False])
+def test_after_a_step_of_the_wall_clock_wechat_is_asked_once_and_the_ticket_serves(
+    wechat: Sandbox, redis_server: RedisServer, hours: int, shared: bool
+) -> None:
+    hands = Hands()
 
     async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
+        tickets = tickets_for(wechat, redis_server if shared else None, clock=hands.clock)
         ticket = await tickets.current()
-        monkeypatch.setattr(time, "time", lambda: wall() + hours * 3600)
+        await tickets.refresh()
+        assert wechat.calls["getticket"] == 1
+        hands.wall += hours * 3600
+        assert await at_once(tickets.current()) == ticket
+        await called(wechat, "getticket", 2)
         for _ in range(5):
             assert await tickets.refresh() == ticket
 
     running(scenario)
-    assert wechat.calls == {"token": 1, "getticket": 1}
+    assert wechat.calls == {"token": 1, "getticket": 2}
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_paused_machine_neither_serves_what_died_meanwhile_nor_puts_it_back(
+    wechat: Sandbox, redis_server: RedisServer, fails: bool
+) -> None:
+    hands = Hands()
+
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, redis_server, clock=hands.clock, recheck=0)
+        dead = await tickets.current()
+        wechat.rotate_ticket()
+        redis_server.run("FLUSHALL")  # all is over there
+        hands.wall += 3 * 3600
+        if fails:
+            wechat.faults["token"] = Fault(hang_up=True)
+            with pytest.raises(WeChatUnreachable):
+                await tickets.current()
+            assert not redis_server.run("EXISTS", TICKET_KEY)
+        else:
+            assert await tickets.current() == wechat.ticket != dead
+            assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+
+    running(scenario)
 
 
 # What is told of it.

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from .cache import Cache, Credential, boottime
+from .cache import Cache
 from .credentials import WeChat
 from .errors import NO_ADVICE, Advice, SigningError, redis_advice
 from .renewal import Renewal
 from .settings import Settings
 from .signature import WxConfig
+from .store import Credential
 
 SAMPLE_PAGE = "https://h5.example.com/"
 
@@ -46,7 +47,8 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
     began = time.monotonic()
     token = cache.get(settings.access_token_key)
     ticket = cache.get(settings.jsapi_ticket_key)
-    yield _redis(settings, cache, time.monotonic() - began)
+    took = time.monotonic() - began
+    yield _redis(settings, cache, f"answers{_in(took)}, {_lock(cache)}")
     wechat = WeChat(settings.wechat)
     renewal = Renewal(wechat, cache, settings)
     outcome: Credential | SigningError
@@ -55,49 +57,63 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
         outcome = renewal.back_off.error or outcome  # the one in the cache serves on
     except SigningError as error:
         outcome = error
-    yield _access_token(settings.wechat.token_api, wechat, token, outcome)
-    yield _jsapi_ticket(wechat, outcome)
+    yield _access_token(settings.wechat.token_api, cache, wechat, token, outcome)
+    yield _jsapi_ticket(cache, wechat, outcome)
     if cache.trouble:
-        yield _redis(settings, cache, 0.0)
+        yield _redis(settings, cache, "")
     if isinstance(outcome, Credential):
         WxConfig(settings.wechat.appid, settings.jssdk).sign(SAMPLE_PAGE, outcome.value)
         yield Finding("signature", True, f"made for {SAMPLE_PAGE}")
 
 
-def _redis(settings: Settings, cache: Cache, took: float) -> Finding:
-    place = settings.redis.place
-    if not settings.redis.host:
+def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
+    place, url = settings.redis.place, settings.redis.url
+    if cache.state == "memory":
         text = "not set: a running server's credentials are its own, so WeChat is asked for others"
         return Finding("Redis", True, text)
     if cache.trouble:
         return Finding("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
-    return Finding("Redis", True, f"{place} answers{_in(took)}")
+    if url is not None and url.kind == "sentinel":
+        place = f"Sentinel {url.service}, primary {cache.where()},"
+    elif url is not None and url.kind == "cluster":
+        place = f"Cluster, the keys on {cache.where()},"
+    return Finding("Redis", True, f"{place} {how}")
+
+
+def _lock(cache: Cache) -> str:
+    with cache.lock(wait=0) as mine:
+        works = "lock works" if mine else "lock works (an instance has it just now)"
+    return f"{works}; {cache.loss}" if cache.loss else works
 
 
 def _access_token(
-    token_api: str, wechat: WeChat, cached: Credential | None, outcome: Credential | SigningError
+    token_api: str,
+    cache: Cache,
+    wechat: WeChat,
+    cached: Credential | None,
+    outcome: Credential | SigningError,
 ) -> Finding:
     if isinstance(outcome, SigningError) and getattr(outcome, "endpoint", "") != "getticket":
         return Finding("access_token", False, outcome.what, outcome.advice)
     if token_api in wechat.took:
         text = f"fetched by {token_api}{_in(wechat.took[token_api])}"
     elif cached is not None:
-        text = f"in the cache, {_left(cached)}"
+        text = f"in the cache, {_left(cache, cached)}"
     else:
         text = "not in the cache, and not needed while the ticket is"
     return Finding("access_token", True, text)
 
 
-def _jsapi_ticket(wechat: WeChat, outcome: Credential | SigningError) -> Finding:
+def _jsapi_ticket(cache: Cache, wechat: WeChat, outcome: Credential | SigningError) -> Finding:
     if isinstance(outcome, SigningError):
         return Finding("jsapi_ticket", False, outcome.what, outcome.advice)
     took = wechat.took.get("getticket")
     how = "in the cache" if took is None else f"fetched{_in(took)}"
-    return Finding("jsapi_ticket", True, f"{how}, {_left(outcome)}")
+    return Finding("jsapi_ticket", True, f"{how}, {_left(cache, outcome)}")
 
 
-def _left(credential: Credential) -> str:
-    return f"expires in {credential.expires - boottime():.0f} s"
+def _left(cache: Cache, credential: Credential) -> str:
+    return f"expires in {credential.expires - cache.clock():.0f} s"
 
 
 def _in(seconds: float) -> str:

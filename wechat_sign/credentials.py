@@ -84,6 +84,8 @@ class WeChat:
         value, expires_in = answer.get(name), answer.get("expires_in", 0)
         if not is_credential(value):
             raise WeChatUnreachable(f"it has no {name} in it", endpoint=endpoint)
+        if isinstance(expires_in, str) and expires_in.isdecimal():  # by way of some gateways
+            expires_in = int(expires_in)
         if type(expires_in) not in (int, float) or not 0 < expires_in < math.inf:
             raise WeChatUnreachable("its expires_in is no number of seconds", endpoint=endpoint)
         return Grant(str(value), expires_in)

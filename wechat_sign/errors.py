@@ -50,6 +50,9 @@ CAUSES: Final = {
 TOKEN_REFUSED: Final = frozenset({40001, 40014, 42001})
 """errcodes by which `getticket` says that the access_token, not the account, is at fault."""
 
+ABOUT_THE_HOST: Final = frozenset({40164, 61004})
+"""errcodes that concern this host's address, and no other instance's."""
+
 _TRANSIENT: Final = frozenset({-1, -1000, 40014, 42001})
 
 

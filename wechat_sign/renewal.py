@@ -14,11 +14,12 @@ never asked more than it must be.
 
 What ends when, in seconds, by default:
 
-    10           the server looks at the cache again, for whatever page comes (tickets.py)
+    10           the server looks at the cache again, and so does whatever page comes (tickets.py)
     600          `recheck`: the marker beside the ticket is over, so WeChat is asked for it again
     7100         `expire`: the cache lets ticket and token go
     7200         WeChat lets them go; the 100 in between are for fetching the next ones
     1 to 60      back-off after what may pass, doubling
+    1 to 600     back-off where WeChat refuses a token that it has just granted
     60 to 600    back-off after what a person must mend, doubling
     13           the lock's lease: twice `timeout`, which one call can take, and 3
     14           the wait for the lock, while there is no ticket
@@ -26,23 +27,30 @@ What ends when, in seconds, by default:
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
-from .cache import Cache, Clock, Credential, boottime
+from .cache import Cache
+from .clock import Clock
 from .credentials import Grant, WeChat
-from .errors import TOKEN_REFUSED, SigningError, WeChatRefused
+from .errors import ABOUT_THE_HOST, TOKEN_REFUSED, LockedElsewhere, SigningError, WeChatRefused
 from .settings import GRANTED_LIFE, Settings
+from .store import Credential
 
 log = logging.getLogger(__name__)
 
-TRANSIENT_BACK_OFF, BACK_OFF = (1.0, 60.0), (60.0, 600.0)
-"""Seconds, the first and the longest, during which WeChat is left alone: after what may pass, and
-after what a person must mend, a night of which must not use up the day's 2000 tokens."""
-
-
-MARGIN = 100.0
+TRANSIENT_BACK_OFF, TOKEN_BACK_OFF, BACK_OFF = (1.0, 60.0), (1.0, 600.0), (60.0, 600.0)
+"""Seconds, the first and the longest, during which WeChat is left alone: after what may pass,
+after a refused token, and after what a person must mend. A night of either of the last two must
+not use up the day's 2000 tokens."""
+MARGIN: Final = 100.0
 """Seconds by which the cache lets a credential go before WeChat does, at the least."""
+LOCK_WAIT: Final = 0.5
+"""Seconds of waiting for the lock between two looks for a ticket that appeared meanwhile."""
 
 
 class BackOff:
@@ -51,8 +59,9 @@ class BackOff:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._pause = 0.0
         self._over = 0.0
+        self.pause = 0.0
+        """Seconds that the last one took, or takes."""
         self.error: SigningError | None = None
         """What last went wrong, if nothing has gone right since."""
 
@@ -69,27 +78,36 @@ class BackOff:
     def failed(self, error: SigningError) -> None:
         """Begins a pause, twice as long as the last one."""
         first, longest = TRANSIENT_BACK_OFF if error.transient else BACK_OFF
-        self._pause = min(longest, max(first, 2 * self._pause))
-        self._over = self._clock() + self._pause
+        if error.transient and isinstance(error, WeChatRefused) and error.errcode in TOKEN_REFUSED:
+            longest = TOKEN_BACK_OFF[1]
+        self.pause = min(longest, max(first, 2 * self.pause))
+        self.adopt(error, self.pause)
+
+    def adopt(self, error: SigningError, remaining: float) -> None:
+        """Goes on with the pause that another instance began."""
+        self._over = self._clock() + remaining
         self.error = error
 
     def succeeded(self) -> None:
         """Ends it all."""
-        self._pause, self._over, self.error = 0.0, 0.0, None
+        self.pause, self._over, self.error = 0.0, 0.0, None
 
 
 class Renewal:
     """Looks a ticket up, and has WeChat renew it where that is due. A class because it carries
-    the back-off. For one thread at a time; every call has an end, for every time-out has one."""
+    the back-off, and what to doubt since the clock made a step. For one thread at a time; every
+    call has an end, for every time-out has one."""
 
-    def __init__(
-        self, wechat: WeChat, cache: Cache, settings: Settings, clock: Clock = boottime
-    ) -> None:
+    def __init__(self, wechat: WeChat, cache: Cache, settings: Settings) -> None:
         self._wechat = wechat
         self.cache = cache
         self._settings = settings
-        self._clock = clock
-        self.back_off = BackOff(clock)
+        self.clock = cache.clock
+        self.back_off = BackOff(self.clock)
+        self._asked = False
+        self._steps = self.clock.steps
+        self._doubts = False
+        """Whether the clock made a step, so that no marker is believed until WeChat was asked."""
 
     def look_up(self, held: Credential | None) -> Credential:
         """The best ticket there is: from the cache, from WeChat, or the usable one that is held.
@@ -97,7 +115,10 @@ class Renewal:
         Raises SigningError where there is none.
         """
         found = self._cached(held)
-        self.cache.sync()
+        self.cache.sync(self._settings.jsapi_ticket_key)
+        self.cache.release_lock()  # where the last look could not
+        if self.clock.steps != self._steps:
+            self._steps, self._doubts = self.clock.steps, True
         if found is not None and self._is_fresh(found, held):
             return self._good(found)
         if found is not None and held is None:
@@ -105,13 +126,9 @@ class Renewal:
         usable = max(filter(None, (found, held)), key=lambda one: one.usable_until, default=None)
         try:
             self.back_off.check()
-            with self.cache.lock(wait=self._settings.lease + 1.0 if usable is None else 0.0):
-                again = self._cached(held)
-                if again is not None and self._is_fresh(again, held):
-                    return self._good(again)
-                return self._good(self._ask(usable))
+            return self._good(self._renewed(held, usable))
         except SigningError:
-            if usable is None or self._clock() >= usable.usable_until:
+            if usable is None or self.clock() >= usable.usable_until:
                 raise
             return usable
 
@@ -119,25 +136,59 @@ class Renewal:
         """The cache's ticket; where it is the one held, that may have been known for longer."""
         found = self.cache.get(self._settings.jsapi_ticket_key)
         if found is not None and held is not None and found.value == held.value:
-            return replace(found, usable_until=max(found.usable_until, held.usable_until))
+            found = replace(found, usable_until=max(found.usable_until, held.usable_until))
+        if found is not None and found != held:
+            # Known here before Redis goes away: fetching another would void the others'.
+            self.cache.get(self._settings.access_token_key)
         return found
 
     def _is_fresh(self, found: Credential, held: Credential | None) -> bool:
         """Whether WeChat was asked lately. An older ticket that came back (from a dump, or from a
         replica that lagged) may still say so: it is not taken for one that lasts longer."""
         outlasts = held is None or found.usable_until >= held.usable_until
-        return outlasts and self._clock() < found.fresh_until
+        return outlasts and not self._doubts and self.clock() < found.fresh_until
 
     def _good(self, ticket: Credential) -> Credential:
         self.back_off.succeeded()
         return ticket
 
+    def _renewed(self, held: Credential | None, usable: Credential | None) -> Credential:
+        """WeChat's ticket, or the one that another instance got while this one waited."""
+        waits = math.ceil((self._settings.lease + 1.0) / LOCK_WAIT) if usable is None else 0
+        for left in range(waits, -1, -1):
+            with self.cache.lock(wait=LOCK_WAIT if left else 0.0) as mine:
+                found = self._cached(held)
+                if found is not None and (usable is None or self._is_fresh(found, held)):
+                    return found
+                if mine:
+                    self._heed_others()
+                    return self._ask(usable)
+        raise LockedElsewhere
+
+    def _heed_others(self) -> None:
+        """Raises the failure that another instance shared, which this account would meet again.
+        Not before the first call: whoever starts anew may have mended it."""
+        text, remaining = self.cache.shared_failure()
+        with suppress(ValueError, TypeError, LookupError):
+            told = json.loads(text)
+            errcode, errmsg = int(told["errcode"]), str(told["errmsg"])[:300]
+            error = WeChatRefused(errcode, errmsg, endpoint=str(told["endpoint"])[:20])
+            self.back_off.pause = max(self.back_off.pause, min(told["pause"], BACK_OFF[1]))
+            if self._asked:
+                self.back_off.adopt(error, min(remaining, BACK_OFF[1]))
+        self.back_off.check()
+
     def _ask(self, usable: Credential | None) -> Credential:
         """WeChat's ticket, with the lock held."""
+        self._asked = True
         try:
-            return self._fetch_jsapi_ticket()
+            ticket = self._fetch_jsapi_ticket(usable)
+        except LockedElsewhere:
+            raise
         except SigningError as error:
             self.back_off.failed(error)
+            if isinstance(error, WeChatRefused) and error.errcode not in ABOUT_THE_HOST:
+                self._tell_others(error)
             if usable is None:
                 log.error("no page can be signed: %s", error)
             else:
@@ -145,36 +196,53 @@ class Renewal:
             raise
         finally:
             self._wechat.close()
+        self._doubts = False
+        self.cache.forget_failure()
+        return ticket
 
-    def _fetch_jsapi_ticket(self) -> Credential:
+    def _tell_others(self, error: WeChatRefused) -> None:
+        told = {"errcode": error.errcode, "errmsg": error.errmsg, "endpoint": error.endpoint}
+        pause = self.back_off.pause
+        self.cache.share_failure(json.dumps(told | {"pause": pause}), pause)
+
+    def _fetch_jsapi_ticket(self, usable: Credential | None) -> Credential:
         """With the cached access_token; where WeChat refuses that, once more with another."""
         key = self._settings.access_token_key
         for last_try in (False, True):
-            access_token = self._access_token()
+            access_token = self._access_token(usable)
             self.cache.extend_lock()
-            began = self._clock()
+            began = self.clock()
             try:
                 grant = self._wechat.fetch_jsapi_ticket(access_token)
             except WeChatRefused as refusal:
                 if refusal.errcode not in TOKEN_REFUSED:
                     raise
                 self.cache.drop(key, access_token)
-                if last_try:
+                if last_try or self._is_patient(usable):
                     raise
                 log.warning("%s; trying once more with a new access_token", refusal)
             else:
                 break
+        self.cache.sync(key)
         recheck = self._settings.redis.recheck or GRANTED_LIFE
         return self._keep(self._settings.jsapi_ticket_key, grant, began, recheck=recheck)
 
-    def _access_token(self) -> str:
+    def _access_token(self, usable: Credential | None) -> str:
         key = self._settings.access_token_key
         cached = self.cache.get(key)
         if cached is None:
+            if self._is_patient(usable):
+                raise LockedElsewhere
             self.cache.extend_lock()
-            began = self._clock()
+            began = self.clock()
             cached = self._keep(key, self._wechat.fetch_access_token(), began)
         return cached.value
+
+    def _is_patient(self, usable: Credential | None) -> bool:
+        """Whether no token is fetched just to see if a ticket is still the one. Where Redis is
+        away, each `token` that one instance fetches makes void what the others have."""
+        voids = (self.cache.state, self._settings.wechat.token_api) == ("unreachable", "token")
+        return voids and usable is not None and self.clock() < usable.expires < usable.usable_until
 
     def _keep(self, key: str, grant: Grant, began: float, *, recheck: int = 0) -> Credential:
         """Puts it into the cache, with its life counted from before WeChat was asked; gives what

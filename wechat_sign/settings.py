@@ -68,6 +68,58 @@ def _api(text: str) -> str:
     raise ValueError("must be a plain url, like https://api.weixin.qq.com")
 
 
+_NODE: Final = r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?"
+_REDIS_URL: Final = re.compile(
+    rf"(?P<scheme>(?P<tls>rediss?)(\+(?P<kind>sentinel|cluster))?)://(?P<login>[^@/?#]*@)?"
+    rf"(?P<nodes>{_NODE}(,{_NODE})*)(?P<path>/[^@?#]*)?(?P<query>\?[^#]*)?"
+)
+_UNIX_URL: Final = re.compile(r"unix://([^@/?#]*@)?(?P<path>/[^@?#]+)(\?[^#]*)?")
+
+
+@dataclass(frozen=True)
+class RedisUrl:
+    """Where Redis is: one server where `kind` is "", or a "sentinel" set's `service`, or a
+    "cluster". `nodes` has a url for each host, as redis-py reads it; `place` is for people."""
+
+    kind: str
+    nodes: tuple[str, ...] = field(repr=False)
+    service: str
+    place: str
+
+
+def _redis_url(text: str) -> RedisUrl:
+    if unix := _UNIX_URL.fullmatch(_text(text)):
+        return RedisUrl("", (text,), "", f"unix://{unix['path']}")
+    match = _REDIS_URL.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            "must be like redis://:PASSWORD@127.0.0.1:6379/0, rediss://… (TLS), "
+            "unix:///run/redis.sock, redis+sentinel://HOST:26379,HOST:26379/SERVICE or "
+            "redis+cluster://HOST:6379,HOST:6379; in a password @ : / ? # % are written as %XX"
+        )
+    kind, nodes = match["kind"] or "", match["nodes"].split(",")
+    login, path, query = (match[name] or "" for name in ("login", "path", "query"))
+    place, service = f"{match['scheme']}://{match['nodes']}{path}", ""
+    if kind == "sentinel":
+        service, _, db = path[1:].partition("/")
+        path = f"/{db}"
+        if not service:
+            raise ValueError("must end with the service: redis+sentinel://HOST:26379/SERVICE")
+    elif len(nodes) > 1 and not kind:
+        raise ValueError("several hosts need redis+sentinel://… or redis+cluster://…")
+    if not re.fullmatch(r"(/0?)?" if kind == "cluster" else r"(/\d*)?", path):
+        raise ValueError("must end with the number of a database (in a Cluster, 0), or without")
+    path = "" if kind == "cluster" else path
+    urls = tuple(f"{match['tls']}://{login}{node}{path}{query}" for node in nodes)
+    return RedisUrl(kind, urls, service, place)
+
+
+def _host(text: str) -> str:
+    if re.search("[@/]", text):
+        raise ValueError("must be a host alone; a url is given as url")
+    return _text(text)
+
+
 def _list(parse_item: Callable[[str], T], text: str) -> tuple[T, ...]:
     return tuple(parse_item(item) for item in re.split(r"[\s,]+", text) if item)
 
@@ -96,11 +148,18 @@ def _network(text: str) -> Network:
     raise ValueError(f"{text}: must be an IP address or a network, like 10.0.0.5 or 10.0.0.0/8")
 
 
-def option(default: Any = MISSING, parse: Callable[[str], Any] = _text, environ: str = "") -> Any:
+def option(
+    default: Any = MISSING,
+    parse: Callable[[str], Any] = _text,
+    environ: str = "",
+    *,
+    shown: bool = True,
+) -> Any:
     """A field of a section. `parse` makes the value from the text, or raises ValueError that
-    says what would be right. With an environment variable, which stands in where the file leaves
-    the option empty, it is a secret and never shown."""
-    metadata = {"parse": parse, "environ": environ}
+    says what would be right, and repeats the text only where it may be `shown`. With an
+    environment variable, which stands in where the file leaves the option empty, it is a secret
+    and never shown."""
+    metadata = {"parse": parse, "environ": environ, "shown": shown and not environ}
     return field(default=default, repr=not environ, metadata=metadata)
 
 
@@ -108,7 +167,7 @@ def option(default: Any = MISSING, parse: Callable[[str], Any] = _text, environ:
 class WeChatSettings:
     """`[wechat]`: the account, and how WeChat is asked; `timeout` is in seconds."""
 
-    appid: str = option(parse=_appid)
+    appid: str = option(parse=_appid, shown=False)  # it may be the secret, in the wrong line
     secret: str = option(environ="WECHAT_SECRET")
     api: str = option("https://api.weixin.qq.com", _api)
     token_api: str = option(
@@ -121,21 +180,27 @@ class WeChatSettings:
 class RedisSettings:
     """`[redis]`: where credentials are shared; `expire` and `recheck` are in seconds."""
 
-    host: str = option("")
+    host: str = option("", _host, shown=False)
     port: int = option(6379, partial(_number, int, 1, 65535))
     db: int = option(0, partial(_number, int, 0, 65535))
     username: str = option("")
     password: str = option("", str, environ="REDIS_PASSWORD")
     tls: bool = option(False, _boolean)
+    url: RedisUrl | None = option(None, _redis_url, environ="REDIS_URL")
     access_token_key: str = option("")
     jsapi_ticket_key: str = option("")
     expire: int = option(7100, partial(_number, int, 1, GRANTED_LIFE))
     recheck: int = option(600, partial(_number, int, 0, GRANTED_LIFE))
 
     @property
+    def is_set(self) -> bool:
+        """Whether there is a Redis."""
+        return bool(self.url or self.host)
+
+    @property
     def place(self) -> str:
         """Where it is, to be shown to people; without the password."""
-        return f"{self.host}:{self.port}/{self.db}"
+        return self.url.place if self.url else f"{self.host}:{self.port}/{self.db}"
 
 
 @dataclass(frozen=True)
@@ -176,22 +241,39 @@ class Settings:
     @property
     def access_token_key(self) -> str:
         """The key in Redis of the access_token."""
-        return self.redis.access_token_key or f"wechat:{self.wechat.appid}:access_token"
+        return self.redis.access_token_key or self._key("access_token")
 
     @property
     def jsapi_ticket_key(self) -> str:
         """The key in Redis of the jsapi_ticket."""
-        return self.redis.jsapi_ticket_key or f"wechat:{self.wechat.appid}:jsapi_ticket"
+        return self.redis.jsapi_ticket_key or self._key("jsapi_ticket")
 
     @property
     def checked_key(self) -> str:
         """The key in Redis of the marker that WeChat confirmed the ticket lately."""
-        return f"wechat:{self.wechat.appid}:checked"
+        return self._key("checked")
 
     @property
     def lock_key(self) -> str:
         """The key in Redis of the lock under which one instance at a time asks WeChat."""
-        return f"wechat:{self.wechat.appid}:lock"
+        return self._key("lock")
+
+    @property
+    def back_off_key(self) -> str:
+        """The key in Redis of why WeChat need not be asked just now."""
+        return self._key("back_off")
+
+    @property
+    def owner_keys(self) -> dict[str, str]:
+        """For each key that the INI names, the key in Redis of whose credential it holds."""
+        named = (self.redis.access_token_key, self.redis.jsapi_ticket_key)
+        return {key: f"{key}:appid" for key in named if key}
+
+    def _key(self, name: str) -> str:
+        """In a Cluster with a hash tag: a script needs all its keys in one slot."""
+        in_cluster = self.redis.url is not None and self.redis.url.kind == "cluster"
+        appid = f"{{{self.wechat.appid}}}" if in_cluster else self.wechat.appid
+        return f"wechat:{appid}:{name}"
 
     @property
     def lease(self) -> float:
@@ -215,10 +297,22 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
         problems += [f"[{section}] {problem}" for problem in wrong]
     if not problems:
         settings = Settings(**{name: schemas[name](**given) for name, given in values.items()})
-        if settings.access_token_key != settings.jsapi_ticket_key:
+        problems = _contradictions(settings)
+        if not problems:
             return settings
-        problems = ["[redis] access_token_key and jsapi_ticket_key are the same; use two keys"]
     raise ConfigError(*(f"{path}: {problem}" for problem in problems))
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    given = settings.redis
+    problems = []
+    if settings.access_token_key == settings.jsapi_ticket_key:
+        problems.append("[redis] access_token_key and jsapi_ticket_key are the same; use two keys")
+    if given.url and given.host:
+        problems.append("[redis] url (or REDIS_URL) and host are both given; keep one")
+    elif given.url and (given.port, given.db, given.tls) != (6379, 0, False):
+        problems.append("[redis] port, db and tls go with host; with url they are part of that")
+    return problems
 
 
 def _parse(path: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -283,8 +377,7 @@ def _value(option: Field[Any], text: str) -> Any:
     try:
         return option.metadata["parse"](text)
     except ValueError as reason:
-        # An appid that is refused may be the secret itself, pasted into the wrong line.
-        shown = "" if variable or name == "appid" else f" = {text}"
+        shown = f" = {text}" if option.metadata["shown"] else ""
         raise ValueError(f"{name}{shown}: {reason}") from None
 
 

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from .cache import Clock, Credential, boottime
 from .errors import SigningError, Stopping
 from .renewal import Renewal
+from .store import Credential
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,10 @@ class JsapiTickets:
     """The account's jsapi_ticket, now. A class because it carries the ticket held and the refresh
     in flight. What blocks is done in one thread, which alone touches what `renewal` carries."""
 
-    def __init__(self, renewal: Renewal, clock: Clock = boottime) -> None:
+    def __init__(self, renewal: Renewal) -> None:
         self._renewal = renewal
-        self._clock = clock
+        self._clock = renewal.clock
+        self._steps = self._clock.steps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refresh")
         self._refresh: asyncio.Task[str] | None = None
         self._ticket: Credential | None = None
@@ -56,7 +57,7 @@ class JsapiTickets:
         Raises SigningError, the same one for all who ask until the next look.
         """
         refresh = self._refresh
-        if refresh is None or self._clock() >= self._look_at:
+        if refresh is None or self.look_in <= 0:
             refresh = self._refreshing()
         held = self._held()
         if held is not None:
@@ -71,6 +72,12 @@ class JsapiTickets:
     async def refresh(self) -> str:
         """Looks now, whether that is due or not, and waits for it. Raises SigningError."""
         return await asyncio.shield(self._refreshing())
+
+    @property
+    def look_in(self) -> float:
+        """Seconds until the next look; 0 or less where it is due, as after a step of the clock."""
+        now = self._clock()
+        return self._look_at - now if self._clock.steps == self._steps else 0.0
 
     def health(self) -> Health:
         """What is known without asking Redis or WeChat."""
@@ -90,10 +97,12 @@ class JsapiTickets:
 
     async def close(self, *, timeout: float) -> None:
         """Waits up to `timeout` seconds for the refresh in flight, whose outcome is cached; then
-        who still waits for it gets Stopping."""
+        who still waits for it gets Stopping, and other instances need not wait for its lock."""
         if self._refresh is not None:
-            await asyncio.wait({self._refresh}, timeout=timeout)
+            _, in_flight = await asyncio.wait({self._refresh}, timeout=timeout)
             self._refresh.cancel()
+            if in_flight:
+                await asyncio.to_thread(self._renewal.cache.release_lock)
 
     def _held(self) -> Credential | None:
         ticket = self._ticket
@@ -108,6 +117,7 @@ class JsapiTickets:
 
     async def _look_up(self) -> str:
         began, held = self._clock(), self._held()
+        self._steps = self._clock.steps
         pause = LOOK_SOON
         try:
             loop = asyncio.get_running_loop()
