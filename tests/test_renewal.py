@@ -316,6 +316,12 @@ def test_a_redis_that_went_back_to_an_older_ticket_makes_the_one_held_due_and_no
     wechat.faults = dict.fromkeys(("token", "getticket"), Fault(errcode=-1))
     for renewal, ticket in zip(instances, held, strict=True):
         assert renewal.look_up(ticket) == ticket
+    # Whoever starts meanwhile finds the one that lives longer.
+    assert redis_server.run("GET", TICKET_KEY) == ("older" if checked else wechat.ticket)
+    redis_server.run("DEL", CHECKED_KEY, BACK_OFF_KEY)
+    assert instances[0].look_up(held[0]).value == wechat.ticket
+    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+    write(redis_server, "older", 5000, checked=checked)
     wechat.faults.clear()
     fresh = renewal_for(wechat, redis_server)  # it has not backed off
     assert fresh.look_up(held[0]).value == wechat.ticket
@@ -331,9 +337,8 @@ def test_of_two_that_are_due_the_one_that_lasts_longer_serves(
 ) -> None:
     wechat.faults["token"] = Fault(errcode=-1)
     renewal = renewal_for(wechat, redis_server, clock=clock)
-    write(redis_server, "in Redis", 50)
-    write(redis_server, "in-redis", 50)
     for value, life, serves in (("held", 100, "held"), ("held", 20, "in-redis")):
+        write(redis_server, "in-redis", 50)
         held = Credential(value, clock.now + life, clock.now + life)
         assert renewal.look_up(held).value == serves
 

@@ -93,9 +93,10 @@ class Cache:
         replaced = self._mirror.get(key, credential).value
         if replaced != credential.value and replaced not in self._revoked:
             self._revoked.append(replaced)
-        self._write(key, credential)
+        self.write_back(key, credential)
 
-    def _write(self, key: str, credential: Credential) -> None:
+    def write_back(self, key: str, credential: Credential) -> None:
+        """Keeps what was known before; in Redis where nothing newer is there."""
         self._mirror[key] = credential
         self._dirty.add(key)
         with suppress(Unavailable):
@@ -113,7 +114,7 @@ class Cache:
     def sync(self, key: str) -> None:
         """Writes back what Redis lost or did not take, where nothing newer is there by now."""
         if key in self._dirty and key in self._mirror:
-            self._write(key, self._mirror[key])
+            self.write_back(key, self._mirror[key])
 
     @contextmanager
     def lock(self, *, wait: float) -> Iterator[bool]:

@@ -104,7 +104,7 @@ class Renewal:
         self._settings = settings
         self.clock = cache.clock
         self.back_off = BackOff(self.clock)
-        self._asked = False
+        self._answered = False
         self._steps = self.clock.steps
         self._doubts = False
         """Whether the clock made a step, so that no marker is believed until WeChat was asked."""
@@ -130,6 +130,8 @@ class Renewal:
         except SigningError:
             if usable is None or self.clock() >= usable.usable_until:
                 raise
+            if found is not None and found.value != usable.value:  # for whoever starts anew
+                self.cache.write_back(self._settings.jsapi_ticket_key, usable)
             return usable
 
     def _cached(self, held: Credential | None) -> Credential | None:
@@ -167,27 +169,27 @@ class Renewal:
 
     def _heed_others(self) -> None:
         """Raises the failure that another instance shared, which this account would meet again.
-        Not before the first call: whoever starts anew may have mended it."""
+        Not before WeChat answered this process once: whoever starts anew may have mended it."""
         text, remaining = self.cache.shared_failure()
         with suppress(ValueError, TypeError, LookupError):
             told = json.loads(text)
             errcode, errmsg = int(told["errcode"]), str(told["errmsg"])[:300]
             error = WeChatRefused(errcode, errmsg, endpoint=str(told["endpoint"])[:20])
             self.back_off.pause = max(self.back_off.pause, min(told["pause"], BACK_OFF[1]))
-            if self._asked:
+            if self._answered:
                 self.back_off.adopt(error, min(remaining, BACK_OFF[1]))
         self.back_off.check()
 
     def _ask(self, usable: Credential | None) -> Credential:
         """WeChat's ticket, with the lock held."""
-        self._asked = True
         try:
             ticket = self._fetch_jsapi_ticket(usable)
         except LockedElsewhere:
             raise
         except SigningError as error:
             self.back_off.failed(error)
-            if isinstance(error, WeChatRefused) and error.errcode not in ABOUT_THE_HOST:
+            if isinstance(error, WeChatRefused):
+                self._answered = True
                 self._tell_others(error)
             if usable is None:
                 log.error("no page can be signed: %s", error)
@@ -196,14 +198,15 @@ class Renewal:
             raise
         finally:
             self._wechat.close()
-        self._doubts = False
+        self._answered, self._doubts = True, False
         self.cache.forget_failure()
         return ticket
 
     def _tell_others(self, error: WeChatRefused) -> None:
-        told = {"errcode": error.errcode, "errmsg": error.errmsg, "endpoint": error.endpoint}
-        pause = self.back_off.pause
-        self.cache.share_failure(json.dumps(told | {"pause": pause}), pause)
+        if error.errcode not in ABOUT_THE_HOST:
+            told = {"errcode": error.errcode, "errmsg": error.errmsg, "endpoint": error.endpoint}
+            pause = self.back_off.pause
+            self.cache.share_failure(json.dumps(told | {"pause": pause}), pause)
 
     def _fetch_jsapi_ticket(self, usable: Credential | None) -> Credential:
         """With the cached access_token; where WeChat refuses that, once more with another."""
