@@ -1022,6 +1022,20 @@ def test_a_day_in_which_wechat_refuses_each_token_that_it_grants_costs_no_days_q
 # Waiting for another instance.
 
 
+def test_whoever_waits_does_not_give_up_before_the_one_that_asks_can_have_an_answer(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    """It takes all the time that three calls may take, of which the first finds a dead token."""
+    redis_server.run("SET", TOKEN_KEY, "dead", "EX", 7000)
+    for endpoint in ("token", "getticket"):
+        wechat.faults[endpoint] = Fault(delay=1.4)
+    asking = Background(renewal_for(wechat, redis_server, timeout=1.5))
+    called(wechat, "getticket", 1)
+    waiting = Background(renewal_for(wechat, redis_server, timeout=0.1))
+    assert waiting.join().ticket == asking.join().ticket == wechat.ticket
+    assert wechat.calls == {"token": 1, "getticket": 2}
+
+
 def test_a_ticket_that_appears_is_taken_though_the_lock_is_held_on(
     wechat: Sandbox, redis_server: RedisServer
 ) -> None:

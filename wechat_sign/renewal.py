@@ -22,7 +22,7 @@ What ends when, in seconds, by default:
     1 to 600     back-off where WeChat refuses a token that it has just granted
     60 to 600    back-off after what a person must mend, doubling
     13           the lock's lease: twice `timeout`, which one call can take, and 3
-    14           the wait for the lock, while there is no ticket
+    39           the wait for the lock, while there is no ticket: whoever has it makes three calls
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ after a refused token, and after what a person must mend. A night of either of t
 not use up the day's 2000 tokens."""
 MARGIN: Final = 100.0
 """Seconds by which the cache lets a credential go before WeChat does, at the least."""
+CALLS: Final = 3
+"""To WeChat in one look-up, at the most: a token that it refuses, another, and the ticket."""
 LOCK_WAIT: Final = 0.5
 """Seconds of waiting for the lock between two looks for a ticket that appeared meanwhile."""
 
@@ -156,7 +158,7 @@ class Renewal:
 
     def _renewed(self, held: Credential | None, usable: Credential | None) -> Credential:
         """WeChat's ticket, or the one that another instance got while this one waited."""
-        waits = math.ceil((self._settings.lease + 1.0) / LOCK_WAIT) if usable is None else 0
+        waits = math.ceil(CALLS * self._settings.lease / LOCK_WAIT) if usable is None else 0
         for left in range(waits, -1, -1):
             with self.cache.lock(wait=LOCK_WAIT if left else 0.0) as mine:
                 found = self._cached(held)
