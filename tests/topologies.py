@@ -62,7 +62,7 @@ class Sentinels:
         return [
             f"sentinel myid {ids[own_port]}",
             f"sentinel monitor {name} 127.0.0.1 {primary.port} 2",
-            f"sentinel down-after-milliseconds {name} 500",
+            f"sentinel down-after-milliseconds {name} 1500",
             f"sentinel failover-timeout {name} 2000",
             *(f"sentinel known-replica {name} 127.0.0.1 {node.port}" for node in replicas),
             *(
@@ -74,6 +74,15 @@ class Sentinels:
 
     def wait_until_well(self) -> None:
         eventually("the sentinels agree that all is well", self._agree)
+        eventually("what is written is replicated", self._replicates)
+
+    def _replicates(self) -> bool:
+        """Whether both replicas follow; one that is linked may do so only a second later."""
+        with self.primary.client() as client:
+            client.set("replicated", "?")
+            done = client.wait(2, 1000) == 2
+            client.delete("replicated")
+        return bool(done)
 
     def _agree(self) -> bool:
         for sentinel in self.sentinels:

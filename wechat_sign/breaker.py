@@ -60,6 +60,7 @@ class CircuitBreaker:
         # redis-py and Redis repeat the arguments of a failed command, and what makes no sense in
         # a reply; credentials may be among both.
         reason = str(error).rpartition("caused error: ")[2].partition(", with args")[0]
+        reason = reason.partition(" : <")[0]  # a Sentinel's whole connection
         shown = redis.ConnectionError | redis.TimeoutError | redis.ResponseError
         shown |= RedisClusterException
         nonsense = isinstance(error, redis.InvalidResponse) or not isinstance(error, shown)

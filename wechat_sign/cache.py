@@ -78,25 +78,32 @@ class Cache:
             return mine
         if mine is not None and key in self._dirty and self._rank(mine) > self._rank(theirs):
             return mine
+        if mine is not None and theirs.usable_until >= mine.usable_until and self._is_fresh(theirs):
+            self._revoke(mine.value, unless=theirs.value)
         self._mirror[key] = theirs
         self._dirty.discard(key)
         return theirs
 
+    def _is_fresh(self, credential: Credential) -> bool:
+        return self.clock() < credential.fresh_until
+
     def _rank(self, credential: Credential) -> tuple[bool, float]:
-        return self.clock() < credential.fresh_until, credential.expires
+        return self._is_fresh(credential), credential.expires
+
+    def _revoke(self, value: str, *, unless: str) -> None:
+        """What was replaced by a newer one does not come back, whoever writes it."""
+        if value != unless and value not in self._revoked:
+            self._revoked.append(value)
 
     def put(self, key: str, credential: Credential) -> None:
         """Keeps the credential; in Redis with the lock, or where nothing newer is there. What it
         replaces does not come back, whoever writes it, until WeChat grants it again."""
         if credential.value in self._revoked:
             self._revoked.remove(credential.value)
-        replaced = self._mirror.get(key, credential).value
-        if replaced != credential.value and replaced not in self._revoked:
-            self._revoked.append(replaced)
-        self.write_back(key, credential)
+        self._revoke(self._mirror.get(key, credential).value, unless=credential.value)
+        self._write(key, credential)
 
-    def write_back(self, key: str, credential: Credential) -> None:
-        """Keeps what was known before; in Redis where nothing newer is there."""
+    def _write(self, key: str, credential: Credential) -> None:
         self._mirror[key] = credential
         self._dirty.add(key)
         with suppress(Unavailable):
@@ -114,7 +121,7 @@ class Cache:
     def sync(self, key: str) -> None:
         """Writes back what Redis lost or did not take, where nothing newer is there by now."""
         if key in self._dirty and key in self._mirror:
-            self.write_back(key, self._mirror[key])
+            self._write(key, self._mirror[key])
 
     @contextmanager
     def lock(self, *, wait: float) -> Iterator[bool]:

@@ -132,8 +132,6 @@ class Renewal:
         except SigningError:
             if usable is None or self.clock() >= usable.usable_until:
                 raise
-            if found is not None and found.value != usable.value:  # for whoever starts anew
-                self.cache.write_back(self._settings.jsapi_ticket_key, usable)
             return usable
 
     def _cached(self, held: Credential | None) -> Credential | None:
@@ -173,7 +171,7 @@ class Renewal:
         """Raises the failure that another instance shared, which this account would meet again.
         Not before WeChat answered this process once: whoever starts anew may have mended it."""
         text, remaining = self.cache.shared_failure()
-        with suppress(ValueError, TypeError, LookupError):
+        with suppress(ValueError, TypeError, LookupError, OverflowError, RecursionError):
             told = json.loads(text)
             errcode, errmsg = int(told["errcode"]), str(told["errmsg"])[:300]
             error = WeChatRefused(errcode, errmsg, endpoint=str(told["endpoint"])[:20])
@@ -214,7 +212,7 @@ class Renewal:
         """With the cached access_token; where WeChat refuses that, once more with another."""
         key = self._settings.access_token_key
         for last_try in (False, True):
-            access_token = self._access_token(usable)
+            access_token = self._access_token()
             self.cache.extend_lock()
             began = self.clock()
             try:
@@ -232,22 +230,22 @@ class Renewal:
         recheck = self._settings.redis.recheck or GRANTED_LIFE
         return self._keep(self._settings.jsapi_ticket_key, grant, began, recheck=recheck)
 
-    def _access_token(self, usable: Credential | None) -> str:
+    def _access_token(self) -> str:
         key = self._settings.access_token_key
         cached = self.cache.get(key)
         if cached is None:
-            if self._is_patient(usable):
-                raise LockedElsewhere
             self.cache.extend_lock()
             began = self.clock()
             cached = self._keep(key, self._wechat.fetch_access_token(), began)
         return cached.value
 
     def _is_patient(self, usable: Credential | None) -> bool:
-        """Whether no token is fetched just to see if a ticket is still the one. Where Redis is
-        away, each `token` that one instance fetches makes void what the others have."""
+        """Whether a token that was refused is not replaced just to see if a ticket is still the
+        one, for as long again as `recheck`. Where Redis is away, each `token` that one instance
+        fetches makes void what the others have."""
         voids = (self.cache.state, self._settings.wechat.token_api) == ("unreachable", "token")
-        return voids and usable is not None and self.clock() < usable.expires < usable.usable_until
+        recheck = self._settings.redis.recheck
+        return voids and usable is not None and self.clock() < usable.fresh_until + recheck
 
     def _keep(self, key: str, grant: Grant, began: float, *, recheck: int = 0) -> Credential:
         """Puts it into the cache, with its life counted from before WeChat was asked; gives what

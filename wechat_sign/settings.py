@@ -71,9 +71,9 @@ def _api(text: str) -> str:
 _NODE: Final = r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?"
 _REDIS_URL: Final = re.compile(
     rf"(?P<scheme>(?P<tls>rediss?)(\+(?P<kind>sentinel|cluster))?)://(?P<login>[^@/?#]*@)?"
-    rf"(?P<nodes>{_NODE}(,{_NODE})*)(?P<path>/[^@?#]*)?(?P<query>\?[^#]*)?"
+    rf"(?P<nodes>{_NODE}(,{_NODE})*)(?P<path>/[^@?#]*)?(?P<query>\?[^@#]*)?"
 )
-_UNIX_URL: Final = re.compile(r"unix://([^@/?#]*@)?(?P<path>/[^@?#]+)(\?[^#]*)?")
+_UNIX_URL: Final = re.compile(r"unix://([^@/?#]*@)?(?P<path>/[^@?#]+)(\?[^@#]*)?")
 
 
 @dataclass(frozen=True)
