@@ -406,6 +406,20 @@ def test_what_was_replaced_does_not_come_back_whoever_writes_it(
         assert redis_server.run("GET", KEY) == "new"
 
 
+def test_who_has_nothing_to_write_notices_that_redis_can_be_written_again(
+    own_redis: RedisServer, clock: MovedClock
+) -> None:
+    cache = cache_on(own_redis, clock)
+    own_redis.run("CONFIG", "SET", "maxmemory", "1")
+    with cache.lock(wait=0):
+        pass
+    cache.sync(KEY)
+    assert cache.state == "failing"
+    own_redis.run("CONFIG", "SET", "maxmemory", "0")
+    cache.sync(KEY)
+    assert cache.state == "redis"
+
+
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
 def test_a_refused_credential_that_redis_does_not_let_go_counts_as_absent(
     own_redis: RedisServer, clock: MovedClock, trouble: str

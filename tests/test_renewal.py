@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -525,7 +526,7 @@ def test_a_read_only_redis_does_not_bring_a_refused_token_back(
     held = renewal.look_up(None)
     for turn in range(1, 4):
         wechat.replace_token()
-        clock.advance(600)
+        clock.advance(1201)
         assert renewal.look_up(held).value == wechat.ticket
         assert wechat.calls == {"token": 1 + turn, "getticket": 1 + 2 * turn}
     assert caplog.text.count("going on without") == 1
@@ -1013,6 +1014,21 @@ def test_a_night_of_a_wrong_secret_costs_four_instances_what_it_costs_one(
         if clock.now >= over:
             redis_server.run("DEL", BACK_OFF_KEY)  # as Redis does by itself
     assert wechat.calls["token"] < 4 + 36_000 / 600 + 10
+
+
+def test_an_instance_with_another_secret_holds_nobody_back(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    """As while a new secret is rolled out, one instance after the other."""
+    [(good, held)] = shares_of(wechat, redis_server, clock, 1)
+    settings = settings_for(wechat, redis_server)
+    settings = replace(settings, wechat=replace(settings.wechat, secret="old"))
+    redis_server.run("DEL", TICKET_KEY, TOKEN_KEY, CHECKED_KEY)
+    refused(Renewal(WeChat(settings.wechat), Cache(settings, clock), settings))
+    assert redis_server.run("EXISTS", BACK_OFF_KEY)
+    clock.advance(601)
+    assert good.look_up(held).value == wechat.ticket
+    assert good.back_off.error is None
 
 
 def test_what_an_instance_got_meanwhile_is_taken_and_ends_the_pause_of_all(

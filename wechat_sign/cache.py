@@ -31,6 +31,7 @@ class Cache:
         self._store = RedisStore(settings, self.clock) if settings.redis.is_set else None
         self._breaker = CircuitBreaker(settings.redis.place, self.clock)
         self._back_off_key = settings.back_off_key
+        self._probe_key = settings.probe_key
         self._mirror: dict[str, Credential] = {}
         self._dirty: set[str] = set()
         self._revoked: deque[str] = deque(maxlen=16)
@@ -122,6 +123,9 @@ class Cache:
         """Writes back what Redis lost or did not take, where nothing newer is there by now."""
         if key in self._dirty and key in self._mirror:
             self._write(key, self._mirror[key])
+        elif WRITING in self._breaker.trouble:  # who writes nothing for long must notice the end
+            with suppress(Unavailable):
+                self._ask(WRITING, lambda store: store.note(self._probe_key, "", 1.0))
 
     @contextmanager
     def lock(self, *, wait: float) -> Iterator[bool]:

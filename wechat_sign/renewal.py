@@ -27,12 +27,13 @@ What ends when, in seconds, by default:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from .cache import Cache
 from .clock import Clock
@@ -106,6 +107,8 @@ class Renewal:
         self._settings = settings
         self.clock = cache.clock
         self.back_off = BackOff(self.clock)
+        account = f"{settings.wechat.appid} {settings.wechat.secret}"
+        self._account = hashlib.sha256(account.encode()).hexdigest()[:8]
         self._answered = False
         self._steps = self.clock.steps
         self._doubts = False
@@ -175,6 +178,8 @@ class Renewal:
             told = json.loads(text)
             errcode, errmsg = int(told["errcode"]), str(told["errmsg"])[:300]
             error = WeChatRefused(errcode, errmsg, endpoint=str(told["endpoint"])[:20])
+            if told["account"] != self._account:  # as while a new secret is rolled out
+                return
             self.back_off.pause = max(self.back_off.pause, min(told["pause"], BACK_OFF[1]))
             if self._answered:
                 self.back_off.adopt(error, min(remaining, BACK_OFF[1]))
@@ -204,9 +209,13 @@ class Renewal:
 
     def _tell_others(self, error: WeChatRefused) -> None:
         if error.errcode not in ABOUT_THE_HOST:
-            told = {"errcode": error.errcode, "errmsg": error.errmsg, "endpoint": error.endpoint}
-            pause = self.back_off.pause
-            self.cache.share_failure(json.dumps(told | {"pause": pause}), pause)
+            told: dict[str, Any] = {
+                "errcode": error.errcode,
+                "errmsg": error.errmsg,
+                "endpoint": error.endpoint,
+            }
+            told |= {"pause": self.back_off.pause, "account": self._account}
+            self.cache.share_failure(json.dumps(told), self.back_off.pause)
 
     def _fetch_jsapi_ticket(self, usable: Credential | None) -> Credential:
         """With the cached access_token; where WeChat refuses that, once more with another."""
@@ -241,9 +250,10 @@ class Renewal:
 
     def _is_patient(self, usable: Credential | None) -> bool:
         """Whether a token that was refused is not replaced just to see if a ticket is still the
-        one, for as long again as `recheck`. Where Redis is away, each `token` that one instance
-        fetches makes void what the others have."""
-        voids = (self.cache.state, self._settings.wechat.token_api) == ("unreachable", "token")
+        one, for as long again as `recheck`. Where Redis is away or takes nothing, each `token`
+        that one instance fetches makes void what the others have."""
+        alone = self.cache.state in ("unreachable", "failing")
+        voids = alone and self._settings.wechat.token_api == "token"
         recheck = self._settings.redis.recheck
         return voids and usable is not None and self.clock() < usable.fresh_until + recheck
 

@@ -264,6 +264,11 @@ class Settings:
         return self._key("back_off")
 
     @property
+    def probe_key(self) -> str:
+        """The key in Redis by which it is found out whether that can be written again."""
+        return self._key("probe")
+
+    @property
     def owner_keys(self) -> dict[str, str]:
         """For each key that the INI names, the key in Redis of whose credential it holds."""
         named = (self.redis.access_token_key, self.redis.jsapi_ticket_key)
