@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Chromium, Phone, Signing, Site, WebKit, bridge_for, launched, serving, signing_server
+from browser import KINDS
 from harness import MovedClock, RedisServer, Sandbox, Server, Start, assert_no_credential, write_ini
 
 
@@ -68,3 +70,60 @@ def start(tmp_path: Path, wechat: Sandbox) -> Iterator[Start]:
         running.kill()
         assert_no_credential(running.output, wechat.issued)
         assert "Traceback" not in running.output
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    yield from launched()
+
+
+@pytest.fixture(scope="session")
+def webkit() -> Iterator[WebKit]:
+    browser = WebKit()
+    yield browser
+    browser.stop()
+
+
+@pytest.fixture(scope="session")
+def signing() -> Iterator[Signing]:
+    """A server that all is well with, for any page on 127.0.0.1, and its WeChat."""
+    yield from signing_server()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    yield from serving(Site())
+
+
+OpenPhone = Callable[..., Phone]
+
+
+@pytest.fixture
+def phone(chromium: Any, signing: Signing) -> Iterator[OpenPhone]:
+    """Opens phones of a kind in Chromium; `context` goes to playwright, `more` to the bridge."""
+    contexts = []
+
+    def new(
+        kind: str = "Android", wechat: Sandbox = signing.wechat, *, context: Any = None, **more: Any
+    ) -> Phone:
+        wished = {"user_agent": KINDS[kind].agent, "viewport": {"width": 390, "height": 844}}
+        contexts.append(chromium.new_context(**{"locale": "en-US", **wished, **(context or {})}))
+        return Phone(Chromium(contexts[-1], bridge_for(kind, wechat, **more)), wechat)
+
+    yield new
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(params=["Chromium", "WebKit"])
+def either(request: pytest.FixtureRequest, site: Site, signing: Signing) -> OpenPhone:
+    """The same for the site's pages, in both engines: they load the bridge by themselves."""
+
+    def in_webkit(kind: str = "Android", wechat: Sandbox = signing.wechat, **more: Any) -> Phone:
+        site.files["/bridge.js"] = bridge_for(kind, wechat, **more)
+        return Phone(request.getfixturevalue("webkit").tab(KINDS[kind].agent), wechat)
+
+    if request.param == "WebKit":
+        return in_webkit
+    opened: OpenPhone = request.getfixturevalue("phone")
+    return opened

@@ -1,160 +1,198 @@
-/* wechatSign({title, desc, link, imgUrl}) makes a page share as it should inside WeChat.
+/* wechatSign(share) makes a page share as it should inside WeChat. Load WeChat's own script,
+   https://res.wx.qq.com/open/js/jweixin-1.6.0.js, and this one, then call it once:
 
-   It asks the server that this script came from for a signature, calls wx.config, and sets the
-   share data by the new and the old names. It returns a Promise that settles with the reason,
-   and signs anew when a single-page app changes its route. Load WeChat's own script before it:
+     wechatSign(function () { return { title: '…', desc: '…', imgUrl: 'https://…' } })
 
-   <script src="https://res.wx.qq.com/open/js/jweixin-1.6.0.js"></script>
-   <script src="https://sign.example.com/wechat-sign.js"></script>
-
-   As an ES module: import 'https://sign.example.com/wechat-sign.js', then the same function. */
+   The function is called for each route of a single-page app; an object does where nothing changes.
+   What is missing is taken from the page: title, description, og:image and, as link, its address.
+   When a route's data comes late, call wechatSign() again. The Promise that it returns tells when
+   WeChat has the data, or why not; so does the console, inside WeChat alone: no catch is needed.
+   Where scripts are imported, copied or bundled, the second argument has WeChat's, and the server:
+   {wx: wx, server: 'https://sign.example.com'}; or data-server="…" on this script's tag. */
 
 (function () {
   'use strict'
-
+  if (typeof window === 'undefined' || window.wechatSign) return
   var SHARING = ['updateAppMessageShareData', 'updateTimelineShareData',
-    // Android ignores the new names where the old ones are not there as well.
+    // Android ignores the new names where the old are not there as well; old apps have no others.
     'onMenuShareAppMessage', 'onMenuShareTimeline']
-  var PATIENCE = 15000 // ms for WeChat to answer wx.config
-  var iOS = /iPhone|iPad|iPod/.test(navigator.userAgent)
+  var PATIENCE = 15000 // ms for WeChat or the server to answer
+  var SETTLED = 50     // ms without another route: what is quicker is a redirect
+  var agent = navigator.userAgent
+  var inside = /MicroMessenger/i.test(agent)
+  var visit = window.performance && performance.getEntriesByType &&
+    performance.getEntriesByType('navigation')[0] // knows the url also where a router replaced it
+  var entry = pageUrl(visit && visit.name.indexOf(location.origin) === 0 && visit.name)
+  var keepsEntry = /iPhone|iPad|iPod/.test(agent) // to WeChat there, it stays the page's url
+  var mayKeep = /Macintosh/.test(agent)           // an iPad, perhaps
+  var tag = document.currentScript                // a module has none, but a stack
+  var own = /(https?:\/\/[^\s()@]*)\/wechat-sign\.js/.exec(tag ? tag.src : new Error().stack)
+  var server = (tag && tag.getAttribute('data-server')) || (own && own[1]) || ''
+  var sdk = null     // WeChat's script
+  var given = null   // what to share, or the function that says it
+  var signed = null  // what WeChat accepted last: the url, where the page was, its open tags
+  var seen = location.href
+  var turn = 0       // only the last call or route counts
+  var working = null // the Promise of all who wait
+  var leave = null   // ends the wait for WeChat to take what is no longer wanted
 
-  var server = ownAddress().replace(/\/wechat-sign\.js.*$/, '')
-  var entry = pageUrl() // what WeChat on iOS takes for the url, whatever the route is now
-  var signed = null     // the url that WeChat last accepted or is being asked to accept
-  var current = null    // the last share data
-  var turn = 0          // only the last call's outcome counts
-  var configured = null // the Promise of the last wx.config
-
-  function ownAddress() {
-    if (document.currentScript) return document.currentScript.src
-    return /https?:\/\/[^\s()@]*\/wechat-sign\.js/.exec(new Error().stack)[0] // a module
+  function pageUrl(href) { return (href || location.href).split('#')[0] }
+  function urls() { // that WeChat may take for the page's, the likelier first
+    return keepsEntry ? [entry, pageUrl()] : [pageUrl(), mayKeep ? entry : pageUrl()]
   }
-
-  function pageUrl() {
-    return location.href.split('#')[0]
+  // WeChat's script renames inside the very list that it is given.
+  function copy(value) { return JSON.parse(JSON.stringify(value)) }
+  function meta(is) { return (document.querySelector('meta[' + is + ']') || {}).content || '' }
+  function warn(error) { if (inside) console.warn('wechatSign: ' + error.message) }
+  function problem(message, facts) { return Object.assign(new Error(message), facts) }
+  function within(promise, error) {
+    var late = new Promise(function (resolve, reject) { setTimeout(reject, PATIENCE, error) })
+    return Promise.race([promise, late])
+  }
+  function judge(answer) { // `function not exist`: an old app, which has the old names
+    if (!/:(ok|function not exist)$/.test(answer.errMsg)) throw new Error(answer.errMsg)
   }
 
   // Resolves to what wx.config takes. Its Error has the url that was `sent`, the answer's `status`
   // (0: none), the server's `reason` and `errcode`, and the url that was `signed` in its place.
   function fetchConfig(url) {
-    return fetch(server + '/getApi?url=' + encodeURIComponent(url), {
+    var facts = { sent: url, status: 0 }, at = 'the signing server at ' + server
+    return within(fetch(server.replace(/\/$/, '') + '/getApi?url=' + encodeURIComponent(url), {
       // The whole Referer tells the server what is meant where a url can be read in two ways.
       referrerPolicy: 'no-referrer-when-downgrade'
     }).then(function (answer) {
       return answer.json().catch(function () {}).then(function (body) {
         var arrived = answer.headers.get('Signed-Url') // the first 2048 characters of it, if any
-        var said = body && body.error
-        if (!answer.ok || !body || !body.signature) {
-          throw problem(url, 'the signing server answers ' + answer.status + (said ? ': ' + said
-            : (body ? ' and other JSON than its own' : ' and not JSON') +
-              ': is /getApi handed on to the signing server?'),
-          { status: answer.status, reason: said, errcode: body && body.errcode })
+        body = body || {}
+        facts = { sent: url, status: answer.status, reason: body.error, errcode: body.errcode }
+        if (!answer.ok || !body.signature) {
+          throw problem(at + ' answers ' + answer.status + (body.error ? ': ' + body.error
+            : ' and not its JSON: is /getApi handed on to it?'), facts)
         }
-        if (arrived !== null && arrived !== url.slice(0, 2048)) {
-          throw problem(url, 'a proxy between this page and the server changed the url: ' + url +
-            ' was sent, ' + arrived + ' was signed', { status: answer.status, signed: arrived })
-        }
-        return body
+        if (arrived === null || arrived === url.slice(0, 2048)) return body
+        throw problem('a proxy between this page and the server changed the url: ' + url +
+          ' was sent, ' + arrived + ' was signed', Object.assign(facts, { signed: arrived }))
       })
     }, function () {
-      throw problem(url, 'no answer of the signing server at ' + server + ' can be read: it is down, ' +
-        'a proxy answers for it, or its page_hosts lacks ' + location.hostname, { status: 0 })
-    })
+      throw problem('no answer of ' + at + ' can be read: it is down, a proxy answers for it, or ' +
+        'its page_hosts lacks ' + location.hostname, facts)
+    }), problem(at + ' does not answer', facts))
   }
 
-  function problem(sent, message, facts) {
-    return Object.assign(new Error(message), { sent: sent }, facts)
-  }
-
-  // Resolves to the phone's answer about jsApiList when WeChat accepts, rejects with its message.
-  function configure(config) {
-    return new Promise(function (resolve, reject) {
-      var silence = Object.assign(new Error('WeChat does not answer wx.config'), { silent: true })
-      setTimeout(reject, PATIENCE, silence)
-      wx.error(function (error) { reject(new Error(error.errMsg || 'config:fail')) })
-      wx.config(copy(config))
-      wx.ready(function () { // comes after error, too
-        // From the second wx.config on, ready comes at once. checkJsApi waits its turn.
-        wx.checkJsApi({ jsApiList: copy(config.jsApiList), complete: resolve })
-      })
-    })
-  }
-
-  // WeChat's script renames inside the very list that it is given.
-  function copy(value) {
-    return JSON.parse(JSON.stringify(value))
-  }
-
-  function sign(url, otherUrl) {
-    signed = url
-    return fetchConfig(url).then(function (config) {
-      var names = config.jsApiList
-      SHARING.forEach(function (name) {
-        if (names.indexOf(name) < 0) names.push(name)
-      })
-      return configure(config)
-    }).catch(function (error) {
-      if (!otherUrl || !/invalid signature/.test(error.message)) throw error
-      return sign(otherUrl)
-    })
-  }
-
-  // Resolves when WeChat took the data by the new name, rejects with its message where it did not.
-  function share(data) {
-    var filled = {
-      title: data.title || document.title, desc: data.desc || '',
-      link: data.link || pageUrl(), imgUrl: data.imgUrl || ''
-    }
-    return new Promise(function (resolve, reject) {
-      setTimeout(resolve, 3000) // clients that never say
-      SHARING.forEach(function (name, place) {
-        var answers = place > 0 ? {} : {
-          success: resolve, fail: function (error) { reject(new Error(error.errMsg)) }
+  // Resolves when WeChat accepts, rejects with its message. Does nothing for what is stale by then.
+  function configure(config, stale) {
+    return within(new Promise(function (resolve) {
+      function ready() {
+        var bridge = window.WeixinJSBridge, invoke = bridge.invoke, script = sdk || window.wx
+        // WeChat's script has one wx.error for everybody, calls it with failures of long ago, and
+        // tells success but once. So this listens to the answer, once that script has worded it.
+        function listening(name, args, answered) {
+          var ours = name === 'preVerifyJSAPI' && args.verifySignature === config.signature
+          return invoke.call(bridge, name, args, ours ? function (answer) {
+            if (bridge.invoke === listening) bridge.invoke = invoke
+            try { answered(answer) } finally { resolve(answer) }
+          } : answered)
         }
-        if (wx[name]) wx[name](Object.assign(answers, filled))
+        if (stale && stale()) return resolve({ errMsg: ':ok' })
+        try { bridge.invoke = listening } catch (sealed) {}
+        script.config(copy(config))
+        if (bridge.invoke === listening) return
+        script.error(resolve)
+        script.ready(function () { // comes at once from the second on; checkJsApi waits its turn
+          script.checkJsApi({ jsApiList: copy(SHARING), complete: resolve })
+        })
+      }
+      if (window.WeixinJSBridge) ready()
+      else document.addEventListener('WeixinJSBridgeReady', ready)
+    }).then(judge), problem('WeChat does not answer wx.config', { silent: true }))
+  }
+
+  // By the likelier url and, after `invalid signature`, once more: by the other, or afresh.
+  function sign(place) {
+    var url = urls()[place]
+    function stale() { return url !== urls()[place] }
+    return fetchConfig(url).then(function (config) {
+      var others = config.jsApiList.filter(function (name) { return SHARING.indexOf(name) < 0 })
+      config.jsApiList = SHARING.concat(others)
+      signed = null // WeChat takes rights away where it refuses
+      return configure(config, stale).then(function () {
+        if (stale()) return
+        if (place && url !== urls()[0]) keepsEntry = !keepsEntry
+        signed = { url: url, href: location.href, tags: (config.openTagList || '').length }
       })
+    }).catch(function (error) {
+      if (place || stale() || !/invalid signature/.test(error.message)) throw error
+      return sign(1)
     })
   }
+  // Resolves when WeChat has the data, by the new names or, where it lacks those, by the old.
+  function share() {
+    var left = new Promise(function (resolve) { leave = resolve })
+    var told = Promise.resolve(typeof given === 'function' ? given() : given).then(function (data) {
+      data = data || {}
+      return Promise.all(SHARING.map(function (name, place) {
+        return sdk[name] && within(new Promise(function (resolve) {
+          if (place > 1) resolve({ errMsg: ':ok' }) // that one only registers
+          sdk[name]({
+            title: data.title || document.title, desc: data.desc || meta('name="description"'),
+            link: data.link || location.href, imgUrl: data.imgUrl || meta('property="og:image"'),
+            complete: resolve
+          })
+        }).then(judge), problem('WeChat does not answer ' + name))
+      }))
+    })
+    return Promise.race([left, told])
+  }
+  function signAndShare() { return sign(0).then(share) }
 
-  function apply(mine) {
-    var url = iOS ? entry : pageUrl()
-    if (url !== signed || !configured) {
-      // Once more after `invalid signature`: with a fresh one, and for the other url if there is one.
-      configured = sign(url, iOS ? pageUrl() : url)
-      configured.catch(function () { if (mine === turn) configured = null })
-    }
-    return configured.then(function () {
-      if (mine === turn) return share(current)
+  function attempt() {
+    sdk = sdk || (window.wx && window.wx.config ? window.wx : window.jWeixin)
+    if (!inside) throw new Error('this page is not open inside WeChat')
+    if (!sdk) throw new Error('WeChat\'s script jweixin-1.6.0.js is not here; {wx: wx} hands it in')
+    if (!server) throw new Error('which signing server? Name it: {server: …} or data-server="…"')
+    // Rights that are there are used first: what fails after that takes nothing away.
+    if (!signed || signed.url !== urls()[0]) return signAndShare()
+    return share().then(function () {
+      // Open tags die with the route unless wx.config is called again.
+      if (signed.tags && signed.href !== location.href) return sign(0).catch(warn)
+    }, signAndShare)
+  }
+  // One attempt at a time; who comes meanwhile gets the newest one's outcome.
+  function work() {
+    var mine = turn
+    return new Promise(function (resolve) { setTimeout(resolve, SETTLED) }).then(function () {
+      if (mine === turn) return attempt()
+    }).then(function () {}, function (error) { return error }).then(function (error) {
+      if (mine !== turn) return work()
+      working = null
+      if (error) throw error
     })
   }
-
-  window.wechatSign = function (data) {
-    if (!/MicroMessenger/i.test(navigator.userAgent)) {
-      return Promise.reject(new Error('this page is not open inside WeChat'))
-    }
-    if (!window.wx || !wx.config) {
-      return Promise.reject(new Error('WeChat\'s script jweixin-1.6.0.js is not loaded'))
-    }
-    current = data || {}
-    return apply(++turn)
+  function again() {
+    turn++
+    if (leave) leave()
+    if (!working) (working = work()).catch(warn)
+    return working
   }
-  // Its two steps, for the server's own page, which shows each.
-  Object.assign(window.wechatSign, { fetchConfig: fetchConfig, configure: configure })
-
   function routeChanged() {
-    if (current === null) return
-    if (iOS) configured = null // its open tags die with the route unless wx.config is called again
-    apply(++turn).catch(function (error) { console.warn('wechatSign: ' + error.message) })
+    if (location.href !== seen && given) again()
+    seen = location.href
   }
 
-  ['pushState', 'replaceState'].forEach(function (name) {
+  window.wechatSign = function (data, options) {
+    if (!window.Promise) return
+    given = data || given || {}
+    sdk = (options && options.wx) || sdk
+    server = (options && options.server) || server
+    return again()
+  }
+  window.wechatSign.fetchConfig = fetchConfig // its two steps, for the server's own page
+  window.wechatSign.configure = configure
+  ;['pushState', 'replaceState'].forEach(function (name) {
     var original = history[name]
     history[name] = function () {
-      var before = pageUrl()
-      var result = original.apply(this, arguments)
-      if (pageUrl() !== before) routeChanged()
-      return result
+      try { return original.apply(this, arguments) } finally { routeChanged() }
     }
   })
-  window.addEventListener('popstate', routeChanged)
+  addEventListener('popstate', routeChanged) // of the fragment, too
 })()
