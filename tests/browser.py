@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import socket
-import ssl
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -300,9 +297,9 @@ class WebKit:
             unavailable("no WebKit: apt-get install webkit2gtk-driver xvfb")
         self._home = tempfile.TemporaryDirectory(prefix="webkit-")
         read, write = os.pipe()
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._screen = subprocess.Popen(
-            [str(screen), "-displayfd", str(write), "-nolisten", "tcp", "-screen", "0", "800x900x24"],
+            [str(screen), "-displayfd", str(write), "-nolisten", "tcp"],
             pass_fds=[write],
             **quiet,
         )
@@ -327,7 +324,7 @@ class WebKit:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = Request(f"http://127.0.0.1:{self.port}{path}", data, method=method)  # noqa: S310
+        request = Request(f"http://127.0.0.1:{self.port}{path}", data, method=method)
         try:
             with urlopen(request, timeout=60) as answer:  # noqa: S310
                 return json.load(answer)["value"]
@@ -378,7 +375,8 @@ class WebKitTab(Tab):
         )
         path = f"{self._path}/execute/async"
         answer = self._driver.call("POST", path, {"script": script, "args": []})
-        assert isinstance(answer, dict) and "error" not in answer, (expression, answer)
+        assert isinstance(answer, dict), (expression, answer)
+        assert "error" not in answer, (expression, answer)
         return answer.get("value")
 
 

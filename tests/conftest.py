@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Chromium, Phone, Signing, Site, WebKit, bridge_for, launched, serving, signing_server
-from browser import KINDS
+from browser import (
+    KINDS,
+    Chromium,
+    Phone,
+    Signing,
+    Site,
+    WebKit,
+    bridge_for,
+    launched,
+    serving,
+    signing_server,
+)
 from harness import MovedClock, RedisServer, Sandbox, Server, Start, assert_no_credential, write_ini
 
 

@@ -16,7 +16,9 @@ from harness import ROOT, Fault, Sandbox, Start
 SCRIPT = (ROOT / "wechat_sign" / "wechat-sign.js").read_text(encoding="utf-8")
 ACORN = ("acorn@8.14.0", "dist/acorn.js")
 IN_WECHAT = [kind for kind in KINDS if kind not in ("desktop", "WeCom")]
-BRIDGE = '<!doctype html><meta charset="utf-8"><title>的 page</title><script src="/bridge.js"></script>'
+BRIDGE = (
+    '<!doctype html><meta charset="utf-8"><title>的 page</title><script src="/bridge.js"></script>'
+)
 WEIXIN = '<script src="/jweixin.js"></script>'
 OURS = '<script src="{server}/wechat-sign.js"></script>'
 SAY = ".then(() => 'shared', error => error.message)"
@@ -29,7 +31,9 @@ HURRY = """<script>
 """Waits of more than a second take the fiftieth part."""
 
 
-def page(signing: Signing | str, call: str = CALL, *, before: str = WEIXIN, ours: str = OURS) -> str:
+def page(
+    signing: Signing | str, call: str = CALL, *, before: str = WEIXIN, ours: str = OURS
+) -> str:
     server = signing if isinstance(signing, str) else signing.url
     return BRIDGE + before + ours.replace("{server}", server) + f"<script>{call}</script>"
 
@@ -41,6 +45,18 @@ def asked(tab: Phone) -> list[str]:
         ".filter(at => at.pathname === '/getApi').map(at => at.searchParams.get('url'))"
     )
     return list(found)
+
+
+def alerts_of(tab: Phone) -> list[str]:
+    """Those to come."""
+    said: list[str] = []
+
+    def hear(dialog: Any) -> None:
+        said.append(dialog.message)
+        dialog.accept()
+
+    tab.tab.page.on("dialog", hear)  # type: ignore[attr-defined]
+    return said
 
 
 def assert_all_good(tab: Phone, count: int) -> None:
@@ -89,13 +105,20 @@ class TestSharing:
     def test_what_is_not_given_is_taken_from_the_page(
         self, either: OpenPhone, site: Site, signing: Signing
     ) -> None:
-        metas = '<meta name="description" content="述"><meta property="og:image" content="https://a/b">'
+        metas = (
+            '<meta name="description" content="述"><meta property="og:image" content="https://a/b">'
+        )
         tab = either("Android")
         base = site(page(signing, "window.outcome = wechatSign()" + SAY, before=WEIXIN + metas))
         tab.open(base + "/#/x")
         assert tab.outcome() == "shared"
         link = base + "/#/x"
-        assert tab.shared() == {"title": "的 page", "desc": "述", "link": link, "imgUrl": "https://a/b"}
+        assert tab.shared() == {
+            "title": "的 page",
+            "desc": "述",
+            "link": link,
+            "imgUrl": "https://a/b",
+        }
 
     def test_a_page_whose_data_comes_late_calls_again(
         self, either: OpenPhone, site: Site, signing: Signing
@@ -109,7 +132,9 @@ class TestSharing:
 
     def test_data_may_be_promised(self, phone: OpenPhone, site: Site, signing: Signing) -> None:
         tab = phone("iOS")
-        tab.open(site(page(signing, CALL.replace("{title", "async () => ({title").replace("})", "}))"))))
+        tab.open(
+            site(page(signing, CALL.replace("{title", "async () => ({title").replace("})", "}))")))
+        )
         assert tab.outcome() == "shared"
         tab.shared(title="T")
 
@@ -145,7 +170,9 @@ class TestQuickRoutes:
     def test_a_redirect_at_the_start_is_signed_once(
         self, either: OpenPhone, site: Site, signing: Signing, kind: str
     ) -> None:
-        redirect = "; history.replaceState({}, '', '/login'); history.replaceState({}, '', '/in?a=1')"
+        redirect = (
+            "; history.replaceState({}, '', '/login'); history.replaceState({}, '', '/in?a=1')"
+        )
         tab = either(kind)
         base = site(page(signing, ROUTED + redirect))
         tab.open(base + "/")
@@ -181,8 +208,10 @@ class TestQuickRoutes:
         base = site(page(server, ROUTED))
         tab.open(base + "/one")
         tab.waits("performance.getEntriesByType('resource').length > 1")
-        tab.js("new Promise(resolve => setTimeout(resolve, 100)).then(() => "
-               "history.pushState({}, '', '/two'))")
+        tab.js(
+            "new Promise(resolve => setTimeout(resolve, 100)).then(() => "
+            "history.pushState({}, '', '/two'))"
+        )
         assert tab.outcome() == "shared"
         tab.shared(title="/two")
         assert [call["url"] for call in tab.configs()] == [base + "/two"]
@@ -201,8 +230,17 @@ class TestQuickRoutes:
         assert_all_good(tab, 1)
 
         tab = either("Android", delays={"preVerifyJSAPI": 150}, problems=["", "invalid_url_domain"])
-        tab.open(site(page(signing, calls.replace("second", "second = history.pushState({}, '', '/b')"
-                                                  "; window.second"))) + "/a")
+        tab.open(
+            site(
+                page(
+                    signing,
+                    calls.replace(
+                        "second", "second = history.pushState({}, '', '/b'); window.second"
+                    ),
+                )
+            )
+            + "/a"
+        )
         said = "config:invalid url domain"
         assert (tab.outcome("first"), tab.outcome("second")) == (said, said)
 
@@ -225,7 +263,9 @@ class TestRoutes:
         assert_all_good(tab, 1 if kind == "iOS" else 4)
 
     @pytest.mark.parametrize("kind", ["iOS", "Android"])
-    @pytest.mark.parametrize("push", ["history.pushState({}, '', '#/two')", "location.hash = '/two'"])
+    @pytest.mark.parametrize(
+        "push", ["history.pushState({}, '', '#/two')", "location.hash = '/two'"]
+    )
     def test_the_fragment_is_shared_and_not_signed(
         self, either: OpenPhone, site: Site, signing: Signing, kind: str, push: str
     ) -> None:
@@ -248,7 +288,9 @@ class TestRoutes:
         tab.open(site(page(signing)) + "/one")
         assert tab.outcome() == "shared"
         calls = tab.js("phone.calls.length")
-        tab.js("history.replaceState({scroll: 1}, ''), history.pushState({scroll: 2}, '', location)")
+        tab.js(
+            "history.replaceState({scroll: 1}, ''), history.pushState({scroll: 2}, '', location)"
+        )
         tab.js("new Promise(resolve => setTimeout(resolve, 200))")
         assert tab.js("phone.calls.length") == calls
 
@@ -266,7 +308,9 @@ class TestRoutes:
         self, either: OpenPhone, site: Site, signing: Signing, kind: str, load: str
     ) -> None:
         tab = either(kind)
-        routed = "history.replaceState({}, '', '/routed?b=2');" + load.replace("{server}", signing.url)
+        routed = "history.replaceState({}, '', '/routed?b=2');" + load.replace(
+            "{server}", signing.url
+        )
         base = site(page(signing, routed, ours=""))
         tab.open(base + "/entry?a=%20#/x")
         assert tab.outcome() == "shared"
@@ -336,12 +380,14 @@ class TestImported:
         tab.js("history.pushState({}, '', '/two')")
         tab.shared(title="T", link=base + "/two")
 
-    def test_an_amd_page_hands_it_in(
-        self, either: OpenPhone, site: Site, signing: Signing
-    ) -> None:
-        loader = "<script>window.define = made => { window.weixin = made() }; define.amd = {}</script>"
+    def test_an_amd_page_hands_it_in(self, either: OpenPhone, site: Site, signing: Signing) -> None:
+        loader = (
+            "<script>window.define = made => { window.weixin = made() }; define.amd = {}</script>"
+        )
         tab = either("Android")
-        tab.open(site(page(signing, CALL.replace("})", "}, {wx: weixin})", 1), before=loader + WEIXIN)))
+        tab.open(
+            site(page(signing, CALL.replace("})", "}, {wx: weixin})", 1), before=loader + WEIXIN))
+        )
         assert tab.outcome() == "shared"
 
     def test_the_error_says_so_where_it_is_not(
@@ -361,8 +407,14 @@ class TestCopied:
         [
             ('<script src="/share.js" data-server="{server}"></script>', CALL),
             ('<script src="/wechat-sign.js" data-server="{server}/"></script>', CALL),
-            ('<script src="/share.js"></script>', CALL.replace("})", "}, {server: '{server}'})", 1)),
-            ('<script src="/share.js"></script>', CALL.replace("})", "}, {server: '{server}/'})", 1)),
+            (
+                '<script src="/share.js"></script>',
+                CALL.replace("})", "}, {server: '{server}'})", 1),
+            ),
+            (
+                '<script src="/share.js"></script>',
+                CALL.replace("})", "}, {server: '{server}/'})", 1),
+            ),
             ("<script>{script}</script>", CALL.replace("})", "}, {server: '{server}'})", 1)),
             ('<script data-server="{server}">{script}</script>', CALL),
             (
@@ -391,9 +443,7 @@ class TestCopied:
         site.files["/share.js"] = SCRIPT
         tab = either("Android")
         tab.open(site(page(signing, ours=ours.replace("{script}", SCRIPT))))
-        assert tab.outcome() == (
-            'which signing server? Name it: {server: …} or data-server="…"'
-        )
+        assert tab.outcome() == ('which signing server? Name it: {server: …} or data-server="…"')
         assert tab.calls("preVerifyJSAPI") == []
 
     def test_two_copies_do_the_work_of_one(
@@ -445,10 +495,13 @@ class TestCopied:
     def test_it_is_plain_enough_for_old_browsers_and_small_enough_to_read(self) -> None:
         assert len(SCRIPT.splitlines()) < 200
         assert max(map(len, SCRIPT.splitlines())) <= 100
+        node = shutil.which("node")
+        if node is None:
+            unavailable("no node to parse the script with: apt-get install nodejs")
         npm_file(*ACORN)
         acorn = json.dumps(str(NPM / "/".join(ACORN)))
         parse = f"require({acorn}).parse(require('fs').readFileSync(0, 'utf8'), {{ecmaVersion: 5}})"
-        subprocess.run(["node", "-e", parse], input=SCRIPT, text=True, check=True)
+        subprocess.run([str(node), "-e", parse], input=SCRIPT, text=True, check=True)
 
 
 class TestReasons:
@@ -459,7 +512,10 @@ class TestReasons:
         [
             ((200, "<!doctype html>"), "answers 200 and not its JSON: is /getApi handed on to it?"),
             ((502, "<html>"), "answers 502 and not its JSON: is /getApi handed on to it?"),
-            ((404, '{"message": "no"}'), "answers 404 and not its JSON: is /getApi handed on to it?"),
+            (
+                (404, '{"message": "no"}'),
+                "answers 404 and not its JSON: is /getApi handed on to it?",
+            ),
             ((200, "null"), "answers 200 and not its JSON: is /getApi handed on to it?"),
             ((400, '{"error": "url is cut"}'), "answers 400: url is cut"),
             (None, "does not answer"),
@@ -472,7 +528,7 @@ class TestReasons:
         tab = either("Android")
         server = site("")
         site.files["/wechat-sign.js"] = SCRIPT
-        tab.open(site(page(server, before=WEIXIN + HURRY)))
+        tab.open(site(page(server, before=WEIXIN + ("" if broken else HURRY))))
         assert tab.outcome() == f"the signing server at {server} {said}"
 
     def test_a_server_that_is_down_or_does_not_list_the_page_is_told(
@@ -510,7 +566,9 @@ class TestReasons:
     ) -> None:
         tab = phone(kind, problems=["invalid_url_domain"])
         tab.open(site(page(signing, "wechatSign({}); history.pushState({}, '', '/x');" + CALL)))
-        said = {"desktop": "this page is not open inside WeChat"}.get(kind, "config:invalid url domain")
+        said = {"desktop": "this page is not open inside WeChat"}.get(
+            kind, "config:invalid url domain"
+        )
         assert tab.outcome() == said
         console = tab.tab.console  # type: ignore[attr-defined]
         assert console == ([] if kind == "desktop" else ["wechatSign: config:invalid url domain"])
@@ -519,7 +577,12 @@ class TestReasons:
 class TestWhatWorked:
     """A failed re-sign must not take it."""
 
-    TAGS = ("[jssdk]", "page_hosts = 127.0.0.1", "debug = false", "open_tag_list = wx-open-launch-app")
+    TAGS = (
+        "[jssdk]",
+        "page_hosts = 127.0.0.1",
+        "debug = false",
+        "open_tag_list = wx-open-launch-app",
+    )
 
     def test_on_ios_a_route_is_shared_before_open_tags_are_signed_for(
         self, either: OpenPhone, site: Site, start: Start, wechat: Sandbox
@@ -551,7 +614,9 @@ class TestWhatWorked:
     def test_rights_that_another_config_took_are_asked_for_again(
         self, either: OpenPhone, site: Site, signing: Signing
     ) -> None:
-        wrong = "wx.config({appId: 'x', timestamp: 1, nonceStr: 'n', signature: 's', jsApiList: ['a']})"
+        wrong = (
+            "wx.config({appId: 'x', timestamp: 1, nonceStr: 'n', signature: 's', jsApiList: ['a']})"
+        )
         tab = either("iOS")
         tab.open(site(page(signing, ROUTED)) + "/one")
         assert tab.outcome() == "shared"
@@ -569,7 +634,9 @@ class TestThePagesOwn:
       wx.error(error => heard.push(error.errMsg))
       wx.ready(() => heard.push('ready'))
     """
-    WRONG = "wx.config({appId: 'x', timestamp: 1, nonceStr: 'n', signature: 's', jsApiList: ['a']});"
+    WRONG = (
+        "wx.config({appId: 'x', timestamp: 1, nonceStr: 'n', signature: 's', jsApiList: ['a']});"
+    )
 
     @pytest.mark.parametrize("kind", ["iOS", "Android"])
     @pytest.mark.parametrize("first", [True, False])
@@ -603,7 +670,9 @@ class TestThePagesOwn:
         listen = self.LISTEN if heard else ""
         late = f"wx.ready(() => setTimeout(() => {{ {CALL} }}))"
         tab = either(kind)
-        tab.open(site(page(signing, late, before=WEIXIN + f"<script>{listen}{self.WRONG}</script>")))
+        tab.open(
+            site(page(signing, late, before=WEIXIN + f"<script>{listen}{self.WRONG}</script>"))
+        )
         assert tab.outcome() == "shared"
         problems = [call["problem"] for call in tab.configs()]
         assert problems == ["invalid_signature", ""]
@@ -699,11 +768,8 @@ class TestOddPhones:
     def test_with_debug_it_causes_no_more_alerts_than_it_must(
         self, phone: OpenPhone, site: Site, start: Start, wechat: Sandbox
     ) -> None:
-        alerts: list[str] = []
         tab = phone("iOS", wechat)
-        tab.tab.page.on(  # type: ignore[attr-defined]
-            "dialog", lambda dialog: (alerts.append(dialog.message), dialog.accept())
-        )
+        alerts = alerts_of(tab)
         tab.open(site(page(start("[jssdk]", "page_hosts = 127.0.0.1").url, ROUTED)) + "/one")
         assert tab.outcome() == "shared"
         assert len(alerts) == 3  # wx.config, and the new names
@@ -778,7 +844,9 @@ class TestUrls:
 def snippets() -> list[str]:
     """What README has for people to paste."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    return [text for text in re.findall("```html\n(.*?)```", readme, re.DOTALL) if "wechatSign" in text]
+    return [
+        text for text in re.findall("```html\n(.*?)```", readme, re.DOTALL) if "wechatSign" in text
+    ]
 
 
 class TestTheSnippetOfTheReadme:
@@ -798,11 +866,8 @@ class TestTheSnippetOfTheReadme:
     def test_it_is_quiet_outside_wechat(
         self, phone: OpenPhone, site: Site, signing: Signing, number: int
     ) -> None:
-        said: list[str] = []
         tab = phone("desktop")
-        tab.tab.page.on(  # type: ignore[attr-defined]
-            "dialog", lambda dialog: (said.append(dialog.message), dialog.accept())
-        )
+        said = alerts_of(tab)
         self.paste(tab, site, signing, number)
         tab.js("history.pushState({}, '', '/two')")
         tab.js("new Promise(resolve => setTimeout(resolve, 200))")
@@ -812,10 +877,11 @@ class TestTheSnippetOfTheReadme:
     @staticmethod
     def paste(tab: Phone, site: Site, signing: Signing, number: int) -> str:
         snippet = snippets()[number]
-        for address in ("https://res.wx.qq.com/open/js/jweixin-1.6.0.js", "https://sign.example.com"):
+        for address in (
+            "https://res.wx.qq.com/open/js/jweixin-1.6.0.js",
+            "https://sign.example.com",
+        ):
             assert address in snippet
         base = site(BRIDGE + snippet.replace("https://sign.example.com", signing.url))
         tab.open(base + "/")
         return base
-
-
