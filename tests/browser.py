@@ -235,6 +235,14 @@ class Phone:
                 assert args["verifySignature"] == expected
         return calls
 
+    def asked(self) -> list[str]:
+        """The urls that a server was asked to sign."""
+        found = self.js(
+            "performance.getEntriesByType('resource').map(entry => new URL(entry.name))"
+            ".filter(at => at.pathname === '/getApi').map(at => at.searchParams.get('url'))"
+        )
+        return list(found)
+
     def shared(self, **expected: str) -> dict[str, Any]:
         """What a friend gets, once it is that."""
         same = "phone.timeline && phone.friend && phone.timeline.link === phone.friend.link"

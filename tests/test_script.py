@@ -26,9 +26,9 @@ CALL = "window.outcome = wechatSign({title: 'T', desc: 'D', imgUrl: 'https://a/i
 ROUTED = "window.outcome = wechatSign(() => ({title: location.pathname}))" + SAY
 HURRY = """<script>
   const slow = window.setTimeout
-  window.setTimeout = (call, ms, ...more) => slow(call, ms > 1000 ? ms / 50 : ms, ...more)
+  window.setTimeout = (call, ms, ...more) => slow(call, ms > 1000 ? ms / 15 : ms, ...more)
 </script>"""
-"""Waits of more than a second take the fiftieth part."""
+"""Waits of more than a second take the fifteenth part."""
 
 
 def page(
@@ -36,15 +36,6 @@ def page(
 ) -> str:
     server = signing if isinstance(signing, str) else signing.url
     return BRIDGE + before + ours.replace("{server}", server) + f"<script>{call}</script>"
-
-
-def asked(tab: Phone) -> list[str]:
-    """The urls that the server was asked to sign."""
-    found = tab.js(
-        "performance.getEntriesByType('resource').map(entry => new URL(entry.name))"
-        ".filter(at => at.pathname === '/getApi').map(at => at.searchParams.get('url'))"
-    )
-    return list(found)
 
 
 def alerts_of(tab: Phone) -> list[str]:
@@ -62,7 +53,7 @@ def alerts_of(tab: Phone) -> list[str]:
 def assert_all_good(tab: Phone, count: int) -> None:
     """So often the server was asked, and the phone, and none of it was refused."""
     assert [call["problem"] for call in tab.configs()] == [""] * count
-    assert len(asked(tab)) == count
+    assert len(tab.asked()) == count
 
 
 class TestSharing:
@@ -179,7 +170,7 @@ class TestQuickRoutes:
         assert tab.outcome() == "shared"
         tab.shared(title="/in", link=base + "/in?a=1")
         assert_all_good(tab, 1)
-        assert asked(tab) == [base + ("/" if kind == "iOS" else "/in?a=1")]
+        assert tab.asked() == [base + ("/" if kind == "iOS" else "/in?a=1")]
 
     @pytest.mark.parametrize("kind", ["Android", "HarmonyOS"])
     @pytest.mark.parametrize("problem", ["", "invalid_signature"])
@@ -197,7 +188,7 @@ class TestQuickRoutes:
         configs = tab.configs()
         assert [call["url"] for call in configs] == [base + "/one", base + "/two"]
         assert [call["problem"] for call in configs] == [problem, ""]
-        assert asked(tab) == [base + "/one", base + "/two"]
+        assert tab.asked() == [base + "/one", base + "/two"]
 
     def test_a_route_left_while_the_server_answers_is_not_handed_to_wechat(
         self, phone: OpenPhone, site: Site, start: Start, wechat: Sandbox
@@ -278,7 +269,7 @@ class TestRoutes:
         tab.shared(link=base + "/app?a=1#/two")
         tab.js("history.back()")
         tab.shared(link=base + "/app?a=1#/one")
-        assert asked(tab) == [base + "/app?a=1"]
+        assert tab.asked() == [base + "/app?a=1"]
         assert_all_good(tab, 1)
 
     def test_state_that_changes_no_address_is_no_route(
@@ -329,7 +320,7 @@ class TestRoutes:
             tab.js(f"history.pushState({{}}, '', '{route}')")
             tab.shared(title=route, link=base + route)
         assert [call["problem"] for call in tab.configs()] == ["", "invalid_signature", ""]
-        assert asked(tab) == [base + "/entry", base + "/two", base + "/entry"]
+        assert tab.asked() == [base + "/entry", base + "/two", base + "/entry"]
 
 
 class TestSecondTry:
@@ -359,7 +350,7 @@ class TestSecondTry:
         assert tab.outcome() == "shared"
         tab.js("history.pushState({}, '', '/three')")
         tab.shared(title="/three")
-        assert asked(tab) == [base + "/one", base + "/two", base + "/three"]
+        assert tab.asked() == [base + "/one", base + "/two", base + "/three"]
 
 
 class TestImported:
@@ -872,7 +863,7 @@ class TestTheSnippetOfTheReadme:
         tab.js("history.pushState({}, '', '/two')")
         tab.js("new Promise(resolve => setTimeout(resolve, 200))")
         assert said + tab.tab.console == []  # type: ignore[attr-defined]
-        assert asked(tab) == []
+        assert tab.asked() == []
 
     @staticmethod
     def paste(tab: Phone, site: Site, signing: Signing, number: int) -> str:
