@@ -30,7 +30,7 @@ PACKAGES = {
 }
 APPS = ["Vue", "React", "React with loaders"]
 MODES = ["history", "hash"]
-KINDS = ["iOS", "Android", "HarmonyOS", "Windows", "Mac"]
+KINDS = ["iOS", "Android", "HarmonyOS", "Windows"]
 
 RECORD = """
   const visited = [[0, location.href]]
@@ -156,8 +156,8 @@ class Visit:
     def holds(self, route: str, title: str) -> None:
         """The phone does, in the end: by the new names, and by the old."""
         self.tab.shared(title=title, link=self.base + route, desc=f"about {title}")
-        for name in ("menu:share:appmessage", "menu:share:timeline"):
-            sent = self.tab.js(f"phone.send('{name}')")
+        names = ["menu:share:appmessage", "menu:share:timeline"]
+        for sent in self.tab.js(f"Promise.all({names}.map(name => phone.send(name)))"):
             assert (sent["title"], sent["link"]) == (title, self.base + route)
 
     def cost(self) -> None:

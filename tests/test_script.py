@@ -121,6 +121,20 @@ class TestSharing:
         tab.shared(title="late")
         assert_all_good(tab, 1)
 
+    @pytest.mark.parametrize("set_title", ["document.title = 'late'", "title.data = 'late'"])
+    def test_a_title_that_comes_after_its_route_is_shared(
+        self, either: OpenPhone, site: Site, signing: Signing, set_title: str
+    ) -> None:
+        tab = either("Android")
+        base = site(page(signing, "window.outcome = wechatSign()" + SAY))
+        tab.open(base + "/one")
+        assert tab.outcome() == "shared"
+        tab.js("history.pushState({}, '', '/two')")
+        tab.shared(title="的 page", link=base + "/two")
+        tab.js(f"void (title => {{ {set_title} }})(document.querySelector('title').firstChild)")
+        tab.shared(title="late", link=base + "/two")
+        assert_all_good(tab, 2)
+
     def test_data_may_be_promised(self, phone: OpenPhone, site: Site, signing: Signing) -> None:
         tab = phone("iOS")
         tab.open(

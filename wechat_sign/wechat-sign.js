@@ -5,8 +5,8 @@
 
    The function is called for each route of a single-page app; an object does where nothing changes.
    What is missing is taken from the page: title, description, og:image and, as link, its address.
-   When a route's data comes late, call wechatSign() again. The Promise that it returns tells when
-   WeChat has the data, or why not; so does the console, inside WeChat alone: no catch is needed.
+   A title that comes late is taken, too; when other data does, call wechatSign() again. Its Promise
+   tells when WeChat has the data, or why not; so does the console, in WeChat alone: needs no catch.
    Where scripts are imported, copied or bundled, the second argument has WeChat's, and the server:
    {wx: wx, server: 'https://sign.example.com'}; or data-server="…" on this script's tag. */
 
@@ -24,7 +24,6 @@
     performance.getEntriesByType('navigation')[0] // knows the url also where a router replaced it
   var entry = pageUrl(visit && visit.name.indexOf(location.origin) === 0 && visit.name)
   var keepsEntry = /iPhone|iPad|iPod/.test(agent) // to WeChat there, it stays the page's url
-  var mayKeep = /Macintosh/.test(agent)           // an iPad, perhaps
   var tag = document.currentScript                // a module has none, but a stack
   var own = /(https?:\/\/[^\s()@]*)\/wechat-sign\.js/.exec(tag ? tag.src : new Error().stack)
   var server = (tag && tag.getAttribute('data-server')) || (own && own[1]) || ''
@@ -35,13 +34,13 @@
   var turn = 0       // only the last call or route counts
   var working = null // the Promise of all who wait
   var leave = null   // ends the wait for WeChat to take what is no longer wanted
+  var titled = null  // the page's title when it was shared
 
   function pageUrl(href) { return (href || location.href).split('#')[0] }
-  function urls() { // that WeChat may take for the page's, the likelier first
-    return keepsEntry ? [entry, pageUrl()] : [pageUrl(), mayKeep ? entry : pageUrl()]
+  function urls() { // that WeChat may take for the page's, the likelier first; a Mac may be an iPad
+    return keepsEntry ? [entry, pageUrl()] : [pageUrl(), /Mac/.test(agent) ? entry : pageUrl()]
   }
-  // WeChat's script renames inside the very list that it is given.
-  function copy(value) { return JSON.parse(JSON.stringify(value)) }
+  function copy(value) { return JSON.parse(JSON.stringify(value)) } // for WeChat to rename in it
   function meta(is) { return (document.querySelector('meta[' + is + ']') || {}).content || '' }
   function warn(error) { if (inside) console.warn('wechatSign: ' + error.message) }
   function problem(message, facts) { return Object.assign(new Error(message), facts) }
@@ -78,7 +77,6 @@
         'its page_hosts lacks ' + location.hostname, facts)
     }), problem(at + ' does not answer', facts))
   }
-
   // Resolves when WeChat accepts, rejects with its message. Does nothing for what is stale by then.
   function configure(config, stale) {
     return within(new Promise(function (resolve) {
@@ -106,14 +104,13 @@
       else document.addEventListener('WeixinJSBridgeReady', ready)
     }).then(judge), problem('WeChat does not answer wx.config', { silent: true }))
   }
-
   // By the likelier url and, after `invalid signature`, once more: by the other, or afresh.
   function sign(place) {
     var url = urls()[place]
     function stale() { return url !== urls()[place] }
+    function other(name) { return SHARING.indexOf(name) < 0 }
     return fetchConfig(url).then(function (config) {
-      var others = config.jsApiList.filter(function (name) { return SHARING.indexOf(name) < 0 })
-      config.jsApiList = SHARING.concat(others)
+      config.jsApiList = SHARING.concat(config.jsApiList.filter(other))
       signed = null // WeChat takes rights away where it refuses
       return configure(config, stale).then(function () {
         if (stale()) return
@@ -127,7 +124,7 @@
   }
   // Resolves when WeChat has the data, by the new names or, where it lacks those, by the old.
   function share() {
-    var left = new Promise(function (resolve) { leave = resolve })
+    titled = document.title
     var told = Promise.resolve(typeof given === 'function' ? given() : given).then(function (data) {
       data = data || {}
       return Promise.all(SHARING.map(function (name, place) {
@@ -141,10 +138,9 @@
         }).then(judge), problem('WeChat does not answer ' + name))
       }))
     })
-    return Promise.race([left, told])
+    return Promise.race([new Promise(function (resolve) { leave = resolve }), told])
   }
   function signAndShare() { return sign(0).then(share) }
-
   function attempt() {
     sdk = sdk || (window.wx && window.wx.config ? window.wx : window.jWeixin)
     if (!inside) throw new Error('this page is not open inside WeChat')
@@ -165,6 +161,7 @@
     }).then(function () {}, function (error) { return error }).then(function (error) {
       if (mine !== turn) return work()
       working = null
+      titleChanged()
       if (error) throw error
     })
   }
@@ -178,6 +175,7 @@
     if (location.href !== seen && given) again()
     seen = location.href
   }
+  function titleChanged() { if (!working && titled !== null && titled !== document.title) again() }
 
   window.wechatSign = function (data, options) {
     if (!window.Promise) return
@@ -195,4 +193,7 @@
     }
   })
   addEventListener('popstate', routeChanged) // of the fragment, too
+  if (window.MutationObserver) new MutationObserver(titleChanged).observe(document.head, {
+    childList: true, subtree: true, characterData: true
+  })
 })()
