@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -292,9 +293,7 @@ class Chromium(Tab):
 
 
 class WebKit:
-    """WebKitGTK's browser behind its WebDriver, one user agent for each session.
-
-    A proxy of our own answers for res.wx.qq.com, so that the page at / is the very one."""
+    """WebKitGTK's browser behind its WebDriver, one user agent for each session."""
 
     def __init__(self) -> None:
         driver = shutil.which("WebKitWebDriver")
@@ -307,7 +306,16 @@ class WebKit:
         read, write = os.pipe()
         quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._screen = subprocess.Popen(
-            [str(screen), "-displayfd", str(write), "-nolisten", "tcp"],
+            [
+                str(screen),
+                "-displayfd",
+                str(write),
+                "-nolisten",
+                "tcp",
+                "-screen",
+                "0",
+                "800x900x24",
+            ],
             pass_fds=[write],
             **quiet,
         )
@@ -340,18 +348,15 @@ class WebKit:
             with refused:
                 raise AssertionError(json.load(refused)["value"]) from None
 
-    def tab(self, agent: str, proxy: int = 0) -> WebKitTab:
+    def tab(self, agent: str) -> WebKitTab:
         """A tab with this user agent; what was open is left for it."""
-        wanted = f"{agent} {proxy}"
-        if wanted != self._agent:
+        if agent != self._agent:
             self.close()
             arguments = ["--automation", f"--user-agent={agent}"]
-            if proxy:
-                arguments += [f"--proxy=http://127.0.0.1:{proxy}", "--ignore-tls-errors"]
             options = {"binary": self._binary, "args": arguments}
-            wished = {"acceptInsecureCerts": True, "webkitgtk:browserOptions": options}
+            wished = {"webkitgtk:browserOptions": options}
             answer = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wished}})
-            self._session, self._agent = answer["sessionId"], wanted
+            self._session, self._agent = answer["sessionId"], agent
         return WebKitTab(self, self._session)
 
     def close(self) -> None:
@@ -400,6 +405,8 @@ class Site:
     """What it answers to /getApi, as a proxy may that reaches no signing server."""
     hold: threading.Event = field(default_factory=threading.Event)
     """Without an answer, /getApi waits for this."""
+    server: str = ""
+    """Where it is given, its page at / is shown, with the bridge and WeChat's script from here."""
 
     def __call__(self, html: str) -> str:
         """Its origin."""
@@ -422,6 +429,22 @@ class Site:
             return 200, "text/javascript", self.files[path]
         return 200, "text/html; charset=utf-8", self.files[""]
 
+    def passed_on(self, path: str, headers: Message) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Status, headers and body of the server's answer."""
+        kept = {name: headers[name] for name in ("Host", "Referer", "User-Agent") if headers[name]}
+        with urlopen(Request(self.server + path, headers=kept), timeout=PATIENCE) as answer:  # noqa: S310
+            body = answer.read()
+            if path.partition("?")[0] == "/":
+                text = body.decode().replace(
+                    "https://res.wx.qq.com/open/js/jweixin-1.6.0.js", "/jweixin.js"
+                )
+                nonce = re.search('nonce="(.*?)"', text)
+                assert nonce
+                bridge = f'<script nonce="{nonce[1]}" src="/bridge.js"></script>'
+                body = text.replace("<main>", bridge + "<main>").encode()
+            dropped = ("content-length", "connection", "date", "server")
+            return 200, [h for h in answer.getheaders() if h[0].lower() not in dropped], body
+
 
 class Local(ThreadingHTTPServer):
     """On a free port of 127.0.0.1, in threads of its own."""
@@ -435,11 +458,17 @@ class Local(ThreadingHTTPServer):
 def serving(site: Site) -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, kind, body = site.answer(self.path.partition("?")[0])
+            path = self.path.partition("?")[0]
+            if site.server and path not in (*site.files, "/jweixin.js"):
+                status, headers, body = site.passed_on(self.path, self.headers)
+            else:
+                status, kind, text = site.answer(path)
+                headers, body = [("Content-Type", kind)], text.encode()
             self.send_response(status)
-            self.send_header("Content-Type", kind)
+            for header in headers:
+                self.send_header(*header)
             self.end_headers()
-            self.wfile.write(body.encode())
+            self.wfile.write(body)
 
         def log_message(self, *args: Any) -> None:
             pass

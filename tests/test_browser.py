@@ -1,163 +1,71 @@
-"""The page and the script in a real browser, with a phone's ideas of urls."""
+"""The page at / in real browsers, with WeChat's real script."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import threading
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
-from harness import ROOT, Fault, Sandbox, Start, signature_of
+from browser import KINDS, Chromium, Phone, Signing, Site, bridge_for
+from conftest import OpenPhone
+from harness import ROOT, Fault, Sandbox, Server, Start, assert_no_credential, write_ini
 
 from wechat_sign.errors import CAUSES
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+IN_WECHAT = [kind for kind in KINDS if kind not in ("desktop", "WeCom")]
+CHINESE = {"locale": "zh-CN"}
+LOCALES = pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+SHARING = "updateAppMessageShareData, updateTimelineShareData"
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-if CHROMIUM is None and not os.environ.get("CI"):
-    pytest.skip(
-        "no browser for these tests: install one, for example with apt-get install chromium",
-        allow_module_level=True,
+
+def chromium_of(tab: Phone) -> Chromium:
+    assert isinstance(tab.tab, Chromium)
+    return tab.tab
+
+
+def headline(tab: Phone) -> str:
+    return str(tab.js("document.getElementById('verdict').innerText"))
+
+
+def said(tab: Phone) -> str:
+    """What WeChat, or who answered, is quoted with."""
+    return str(tab.js("document.querySelector('#said').innerText"))
+
+
+def states(tab: Phone) -> str:
+    marks = tab.js("[...document.querySelectorAll('#steps i')].map(i => i.textContent)")
+    return "".join(marks)
+
+
+def texts(tab: Phone, selector: str) -> list[str]:
+    return list(tab.js(f"[...document.querySelectorAll({selector!r})].map(i => i.innerText)"))
+
+
+def assert_failed(tab: Phone, step: str, kind: str, code: str, *titles: str) -> None:
+    """The step failed, the headline is this, and the causes are in the reader's language."""
+    assert tab.verdict() == "failed"
+    assert tab.js("[...document.querySelectorAll('.steps > .bad')].map(item => item.id)") == [step]
+    chinese = tab.js("navigator.language") == "zh-CN"
+    language = "zh" if chinese else "en"
+    assert headline(tab) == titles[chinese]
+    assert texts(tab, ".causes li") == [getattr(advice, language) for advice in CAUSES[kind][code]]
+    assert ("JS接口安全域名" in tab.text()) is (code == "invalid url domain")
+    if chinese:
+        assert_chinese(tab)
+
+
+def assert_chinese(tab: Phone) -> None:
+    """No sentence is English but what is quoted; names, urls and what the INI file has may be."""
+    shown = tab.js(
+        "[...document.querySelectorAll('main *')].filter(at => !at.closest('code, textarea'))"
+        ".flatMap(at => [...at.childNodes]).filter(at => at.nodeType === 3).map(at => at.data)"
     )
-
-PHONES = {
-    "iOS": "Mozilla/5.0 (iPhone; CPU iPhone OS 17_0 like Mac OS X) MicroMessenger/8.0.50",
-    "Android": "Mozilla/5.0 (Linux; Android 14) Chrome/116.0 XWEB/1160 MicroMessenger/8.0.50",
-    "desktop": "Mozilla/5.0 (X11; Linux x86_64) Chrome/116.0",
-}
-JWEIXIN = Path(__file__).with_name("jweixin.js").read_text(encoding="utf-8")
-QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, "--disable-quic"])
-        yield browser
-        browser.close()
-
-
-class Phone:
-    """A browser's tab that believes to be WeChat, and what it thinks of signatures."""
-
-    def __init__(self, page: Any, wechat: Sandbox) -> None:
-        self.page = page
-        self.wechat = wechat
-        self.problems: list[str] = []
-        self.scripts: list[str] = []
-        self.console: list[str] = []
-        page.expose_function("phoneChecks", self._checks)
-        page.route("https://*.wx.qq.com/**", self._script)
-        page.on("console", lambda message: self.console.append(message.text))
-        page.on("pageerror", lambda error: self.console.append(str(error)))
-
-    def _checks(self, config: dict[str, Any]) -> str:
-        """The next of `problems` if there is one, else what the phone itself finds."""
-        if self.problems:
-            return self.problems.pop(0)
-        right = config["signature"] == signature_of(config, self.wechat.ticket, config["url"])
-        return "" if right and config["appId"] == self.wechat.appid else "invalid signature"
-
-    def _script(self, route: Any) -> None:
-        self.scripts.append(route.request.url)
-        route.fulfill(body=JWEIXIN, content_type="text/javascript")
-
-    def open(self, url: str) -> None:
-        self.page.goto(url)
-
-    def verdict(self) -> str:
-        """What the page says in the end."""
-        self.page.wait_for_selector("body[data-verdict]:not([data-verdict=checking])")
-        return str(self.page.evaluate("document.body.dataset.verdict"))
-
-    def assert_failed(self, step: str, said: str, kind: str, code: str) -> None:
-        """The step failed with these words, and has these causes in the reader's language."""
-        assert self.verdict() == "failed"
-        bad = self.page.eval_on_selector_all(".steps .bad", "items => items.map(i => i.id)")
-        assert bad == [step]
-        assert said in self.page.inner_text(f"#{step}")
-        language = "zh" if self.page.evaluate("navigator.language") == "zh-CN" else "en"
-        items = self.page.eval_on_selector_all(".causes li", "items => items.map(i => i.innerText)")
-        assert items == [getattr(advice, language) for advice in CAUSES[kind][code]]
-        assert "JS接口安全域名" not in self.text()
-
-    def text(self) -> str:
-        return str(self.page.inner_text("main"))
-
-    def calls(self, name: str) -> list[dict[str, Any]]:
-        return list(self.page.evaluate(f"wxCalls.filter(call => call.name === '{name}')"))
-
-    def waits_for(self, name: str, count: int) -> list[dict[str, Any]]:
-        script = f"wxCalls.filter(call => call.name === '{name}').length >= {count}"
-        self.page.wait_for_function(script)
-        return self.calls(name)
-
-
-OpenPhone = Callable[..., Phone]
-
-
-@pytest.fixture
-def phone(chromium: Any, wechat: Sandbox) -> Iterator[OpenPhone]:
-    contexts = []
-
-    def new(kind: str = "Android", locale: str = "en-US", **more: Any) -> Phone:
-        context = chromium.new_context(
-            user_agent=PHONES[kind], locale=locale, viewport={"width": 390, "height": 844}, **more
-        )
-        context.set_default_timeout(20_000)
-        contexts.append(context)
-        return Phone(context.new_page(), wechat)
-
-    yield new
-    for context in contexts:
-        context.close()
-
-
-@pytest.mark.parametrize("kind", ["iOS", "Android"])
-@pytest.mark.parametrize(
-    "tail", ["/", "/?a=1&b=2", "/?q=%E4%B8%AD%2F&r=x+y", "/?名=值", "/#/route?x=1", "/?a=1#中"]
-)
-def test_inside_wechat_the_page_ticks_every_step(
-    start: Start, phone: OpenPhone, kind: str, tail: str
-) -> None:
-    tab = phone(kind)
-    tab.open(start().url + tail)
-    assert tab.verdict() == "allWell"
-    steps = tab.page.eval_on_selector_all("#steps > li", "items => items.map(i => i.className)")
-    assert steps == ["good"] * 5
-    assert "updateAppMessageShareData" in tab.text()
-    assert [call["debug"] for call in tab.calls("config")] == [False]
-    assert tab.console == []  # no violation of the Content-Security-Policy either
-
-
-def test_wechats_second_host_serves_where_the_first_fails(start: Start, phone: OpenPhone) -> None:
-    tab = phone()
-    tab.page.route("https://res.wx.qq.com/**", lambda route: route.abort())
-    tab.open(start().url + "/")
-    assert tab.verdict() == "allWell"
-    assert tab.scripts == ["https://res2.wx.qq.com/open/js/jweixin-1.6.0.js"]
-
-
-def test_the_shipped_list_of_apis_passes(start: Start, phone: OpenPhone) -> None:
-    """Though WeChat's script renames some of them in the list that it is given."""
-    example = ConfigParser()
-    example.read(ROOT / "config.example.ini", encoding="utf-8")
-    names = example["jssdk"]["js_api_list"].replace("\n", " ")
-    assert "onMenuShareTimeline" in names
-    tab = phone()
-    tab.open(start("[jssdk]", f"js_api_list = {names}").url + "/")
-    assert tab.verdict() == "allWell"
-    chips = tab.page.eval_on_selector_all(".chips span", "chips => chips.map(c => c.textContent)")
-    assert chips == names.replace(" ", "").split(",")
+    for text in shown:
+        assert not re.search("([A-Za-z’]{2,} ){3}", text.replace("AppSecret", "")), text
 
 
 Break = Callable[[Any], None]
@@ -168,89 +76,636 @@ def cut(route: Any) -> None:
     route.abort()
 
 
+def hang(route: Any) -> None:
+    """No answer ever."""
+
+
 def answered(status: int, body: str) -> Break:
     return lambda route: route.fulfill(status=status, body=body)
 
 
-@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-@pytest.mark.parametrize(
-    ("at", "broken", "step", "code", "en", "zh"),
-    [
-        ("getApi", cut, "sign", "no answer", "this server did not answer", "本服务没有响应"),
-        ("getApi", answered(502, "<h1>"), "sign", "not json", "HTTP 502, not JSON", "HTTP 502，"),
-        ("getApi", answered(200, "<h1>"), "sign", "not json", "HTTP 200, not JSON", "HTTP 200，"),
-        ("getApi", answered(200, "{}"), "sign", "not json", "HTTP 200, not JSON", "HTTP 200，"),
-        ("getApi", answered(404, '{"error": "none"}'), "sign", "404", "none", "none"),
-        ("wechat-sign.js", cut, "sign", "no script", "wechat-sign.js could not", "无法从本服务"),
-        ("wechat-sign.js", answered(404, ""), "sign", "no script", "could not", "无法从本服务"),
-        ("wechat-sign.js", answered(200, "<h1>"), "sign", "no script", "could not", "无法从本服务"),
-        ("jweixin", cut, "script", "else", "neither res.wx.qq.com nor res2.", "均无法加载"),
-    ],
+@pytest.fixture(scope="module")
+def shipped(signing: Signing, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The url of a server that has the list of APIs of config.example.ini."""
+    folder: Path = tmp_path_factory.mktemp("shipped")
+    lines = ("[jssdk]", f"js_api_list = {', '.join(shipped_names())}")
+    ini = write_ini(folder / "c.ini", signing.wechat, *lines)
+    server = Server("--config", str(ini), "--address", "127.0.0.1", "--port", "0")
+    yield server.url
+    server.kill()
+    assert "Traceback" not in server.output
+
+
+def shipped_names() -> list[str]:
+    example = ConfigParser()
+    example.read(ROOT / "config.example.ini", encoding="utf-8")
+    names = example["jssdk"]["js_api_list"].replace("\n", " ").replace(" ", "").split(",")
+    assert "onMenuShareTimeline" in names
+    return names
+
+
+class TestAllWell:
+    @pytest.mark.parametrize("when", ["early", "late"])
+    @pytest.mark.parametrize("kind", IN_WECHAT)
+    def test_the_shipped_configuration_passes(
+        self, shipped: str, phone: OpenPhone, kind: str, when: str
+    ) -> None:
+        """Though WeChat's script renames some of its names in the list that it is given."""
+        tab = phone(kind, when=when)
+        tab.open(shipped + "/")
+        assert tab.verdict() == "allWell"
+        assert headline(tab) == "Everything works"
+        assert texts(tab, ".chips span") == shipped_names()
+        assert states(tab) == "✓✓✓✓✓"
+        assert texts(tab, ".bad, #said, .causes") == [""]
+        assert chromium_of(tab).console == []
+
+    @pytest.mark.parametrize("kind", ["iOS", "Android"])
+    @pytest.mark.parametrize(
+        "tail", ["/?a=1&b=2", "/?q=%E4%B8%AD%2F&r=x+y", "/?名=值", "/#/route?x=1", "/?a=1#中"]
+    )
+    def test_whatever_the_pages_url_is(
+        self, signing: Signing, phone: OpenPhone, kind: str, tail: str
+    ) -> None:
+        tab = phone(kind)
+        tab.open(signing.url + tail)
+        assert tab.verdict() == "allWell"
+        assert [call["problem"] for call in tab.configs()] == [""]
+        assert chromium_of(tab).console == []  # no violation of the Content-Security-Policy either
+
+    @pytest.mark.parametrize("kind", ["iOS", "Android"])
+    def test_in_webkit_too(
+        self, site: Site, shipped: str, webkit_page: OpenPhone, kind: str
+    ) -> None:
+        site.server = shipped
+        tab = webkit_page(kind)
+        assert tab.verdict() == "allWell"
+        assert texts(tab, ".chips span") == shipped_names()
+
+    def test_wechats_second_host_serves_where_the_first_fails(
+        self, signing: Signing, phone: OpenPhone
+    ) -> None:
+        tab = phone()
+        chromium_of(tab).page.route("https://res.wx.qq.com/**", cut)
+        tab.open(signing.url + "/")
+        assert tab.verdict() == "allWell"
+        assert chromium_of(tab).scripts == ["https://res2.wx.qq.com/open/js/jweixin-1.6.0.js"]
+
+    def test_outside_wechat_the_page_says_where_to_open_it(
+        self, signing: Signing, phone: OpenPhone
+    ) -> None:
+        tab = phone("desktop")
+        url = signing.url + "/?a=1"
+        tab.open(url)
+        assert tab.verdict() == "outside"
+        text = tab.text()
+        assert text.count(url) == 2
+        for part in ("appId", "timestamp", "nonceStr", "signature"):
+            assert part in text
+        assert chromium_of(tab).scripts == []
+
+    def test_it_speaks_the_browsers_language(self, signing: Signing, phone: OpenPhone) -> None:
+        for kind, said_there in (("Android", "一切正常"), ("desktop", "请在微信中打开本页")):
+            tab = phone(kind, context=CHINESE)
+            tab.open(signing.url + "/")
+            assert tab.verdict() != "failed"
+            assert headline(tab) == said_there
+            assert tab.js("document.documentElement.lang") == "zh-CN"
+            assert_chinese(tab)
+
+
+@pytest.fixture
+def webkit_page(site: Site, signing: Signing, request: pytest.FixtureRequest) -> OpenPhone:
+    """Opens the page in WebKit, through the site."""
+    site.server = signing.url
+    webkit = request.getfixturevalue("webkit")
+
+    def new(kind: str, **more: Any) -> Phone:
+        site.files["/bridge.js"] = bridge_for(kind, signing.wechat, **more)
+        tab = Phone(webkit.tab(KINDS[kind].agent), signing.wechat)
+        tab.open(f"http://127.0.0.1:{site.port}/")
+        return tab
+
+    return new
+
+
+DOWN = ("This server does not answer", "本服务没有响应")
+ELSEWHERE = ("Something else answers in this server’s place", "应答的不是本服务")
+NO_SCRIPT = ("wechat-sign.js does not come from this server", "无法从本服务加载 wechat-sign.js")
+NO_WEIXIN = ("WeChat’s script can’t be loaded", "微信脚本无法加载")
+NOT_REACHED = ("/getApi does not reach this server", "/getApi 没有到达本服务")
+TOO_LONG = ("This page’s url is too long", "本页的 url 过长")
+WRONG = ("WeChat says the signature is wrong", "微信认为签名有误")
+REFUSED = ("WeChat refuses wx.config", "微信拒绝了 wx.config")
+DOMAIN = ("WeChat does not accept this page’s domain", "微信不接受本页的域名")
+SILENT = ("WeChat does not answer", "微信没有响应")
+WECOM = ("This is WeCom, not WeChat", "当前是企业微信，不是微信")
+CHANGED = (
+    "A proxy between this page and the server changes urls",
+    "页面与本服务之间的代理改动了 url",
 )
-def test_each_step_that_fails_has_its_own_causes(
-    start: Start,
-    phone: OpenPhone,
-    locale: str,
-    at: str,
-    broken: Break,
-    step: str,
-    code: str,
-    en: str,
-    zh: str,
-) -> None:
-    tab = phone(locale=locale)
-    tab.page.route(re.compile(at), broken)
-    tab.open(start().url + "/")
-    tab.assert_failed(f"step{step.title()}", zh if locale == "zh-CN" else en, step, code)
 
 
-@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-def test_a_wechat_that_never_answers_is_told(start: Start, phone: OpenPhone, locale: str) -> None:
-    tab = phone(locale=locale)
-    silent = "window.wx = {config() {}, ready() {}, error() {}}"
-    tab.page.route("https://*.wx.qq.com/**", lambda route: route.fulfill(body=silent))
-    tab.page.clock.install()
-    tab.open(start().url + "/")
-    tab.page.wait_for_selector("#stepScript.good")
-    tab.page.clock.fast_forward(5_000)
-    assert tab.page.evaluate("document.body.dataset.verdict") == "checking"
-    tab.page.clock.fast_forward(15_000)
-    said = {"en-US": "WeChat did not answer in time", "zh-CN": "微信未在规定时间内响应"}[locale]
-    tab.assert_failed("stepConfig", said, "phone", "silent")
+class TestTheServer:
+    @LOCALES
+    @pytest.mark.parametrize(
+        ("at", "broken", "step", "code", "titles"),
+        [
+            ("getApi", cut, "sign", "no answer", DOWN),
+            ("getApi", answered(502, "<h1>"), "sign", "not json", ELSEWHERE),
+            ("getApi", answered(504, "<h1>"), "sign", "not json", ELSEWHERE),
+            ("getApi", answered(200, "<h1>"), "sign", "not json 200", ELSEWHERE),
+            ("getApi", answered(200, "{}"), "sign", "not json 200", ELSEWHERE),
+            ("getApi", answered(404, "<h1>"), "sign", "not json 404", ELSEWHERE),
+            ("getApi", answered(401, "<h1>"), "sign", "not json 401", ELSEWHERE),
+            ("getApi", answered(403, "<h1>"), "sign", "not json 403", ELSEWHERE),
+            ("getApi", answered(414, "<h1>"), "sign", "too long", TOO_LONG),
+            ("getApi", answered(404, '{"error": "none"}'), "sign", "404", NOT_REACHED),
+            ("wechat-sign.js", cut, "sign", "no script", NO_SCRIPT),
+            ("wechat-sign.js", answered(404, ""), "sign", "no script", NO_SCRIPT),
+            ("wechat-sign.js", answered(200, "<h1>"), "sign", "no script", NO_SCRIPT),
+            ("jweixin", cut, "script", "else", NO_WEIXIN),
+            ("jweixin", answered(200, "<h1>"), "script", "else", NO_WEIXIN),
+        ],
+    )
+    def test_each_step_that_fails_has_its_own_headline_and_causes(
+        self,
+        signing: Signing,
+        phone: OpenPhone,
+        locale: str,
+        at: str,
+        broken: Break,
+        step: str,
+        code: str,
+        titles: tuple[str, str],
+    ) -> None:
+        tab = phone(context={"locale": locale})
+        chromium_of(tab).page.route(re.compile(at), broken)
+        tab.open(signing.url + "/")
+        assert_failed(tab, f"step{step.title()}", step, code, *titles)
+        assert "✕ wx.config" not in states(tab)
+
+    @pytest.mark.parametrize(
+        ("at", "step", "kind", "code", "titles"),
+        [
+            ("getApi", "stepSign", "sign", "no answer", DOWN),
+            ("jweixin", "stepScript", "script", "else", NO_WEIXIN),
+        ],
+    )
+    def test_what_hangs_is_not_waited_for_for_ever(
+        self,
+        signing: Signing,
+        phone: OpenPhone,
+        at: str,
+        step: str,
+        kind: str,
+        code: str,
+        titles: tuple[str, str],
+    ) -> None:
+        tab = phone()
+        page = chromium_of(tab).page
+        page.clock.install()
+        page.route(re.compile(at), hang)
+        with page.expect_request(re.compile(at)):
+            page.goto(signing.url + "/", wait_until="commit")
+        for _ in range(2):
+            page.clock.fast_forward(16_000)
+            tab.js("new Promise(requestAnimationFrame)")
+        assert_failed(tab, step, kind, code, *titles)
+
+    @LOCALES
+    @pytest.mark.parametrize("length", [8193, 12_000])
+    def test_a_url_that_is_too_long_is_told(
+        self, signing: Signing, phone: OpenPhone, locale: str, length: int
+    ) -> None:
+        tab = phone(context={"locale": locale})
+        tab.open(signing.url + "/?" + "x" * length)
+        assert_failed(tab, "stepSign", "sign", "too long", *TOO_LONG)
+
+    @pytest.mark.parametrize(
+        ("fault", "title", "words", "quoted"),
+        [
+            (Fault(errcode=40164), "WeChat refuses this server", "add 203.0.113.7 to", "40164"),
+            (Fault(errcode=40125), "WeChat refuses this server", "secret is not the one", "40125"),
+            (Fault(hang_up=True), "This server has no ticket to sign with", "check that this", ""),
+        ],
+    )
+    def test_a_refusing_wechat_is_told_with_what_to_do(
+        self,
+        start: Start,
+        phone: OpenPhone,
+        wechat: Sandbox,
+        fault: Fault,
+        title: str,
+        words: str,
+        quoted: str,
+    ) -> None:
+        wechat.faults["token"] = fault
+        tab = phone()
+        tab.open(start().url + "/")
+        assert tab.verdict() == "failed"
+        assert headline(tab) == title
+        assert words in tab.text()
+        assert quoted in said(tab)
+        assert states(tab) == "✕····"
+
+    def test_what_to_do_is_told_in_chinese_too(
+        self, start: Start, phone: OpenPhone, wechat: Sandbox
+    ) -> None:
+        wechat.faults["token"] = Fault(errcode=40164)
+        server = start().url
+        tab = phone(context=CHINESE)
+        tab.open(server + "/")
+        assert tab.verdict() == "failed"
+        assert headline(tab) == "微信拒绝了本服务的请求"
+        assert "请把 203.0.113.7 加入 IP白名单" in tab.text()
+        assert_chinese(tab)
+
+        # /healthz may be answered by another instance than /getApi.
+        other = {"errcode": 40125, "advice": "wrong", "advice_zh": "错"}
+        chromium_of(tab).page.route("**/healthz", lambda route: route.fulfill(json=other))
+        tab.open(server + "/")
+        assert_failed(tab, "stepSign", "sign", "else", "", "微信拒绝了本服务的请求")
+
+    def test_a_page_host_that_is_not_listed_is_told(self, start: Start, phone: OpenPhone) -> None:
+        server = start("[jssdk]", "page_hosts = h5.example.com").url
+        for locale in ("en-US", "zh-CN"):
+            tab = phone(context={"locale": locale})
+            tab.open(server + "/")
+            titles = ("This page’s host is not in page_hosts", "本页域名不在 page_hosts 中")
+            assert_failed(tab, "stepSign", "sign", "403", *titles)
 
 
-def test_a_url_that_can_not_be_signed_is_told(start: Start, phone: OpenPhone) -> None:
-    tab = phone()
-    tab.open(start().url + "/?" + "x" * 8192)
-    tab.assert_failed("stepSign", "url is longer than 8192 characters", "sign", "400")
+class TestThePhone:
+    @LOCALES
+    @pytest.mark.parametrize(
+        ("problem", "message", "code", "titles"),
+        [
+            ("invalid_url_domain", "config:invalid url domain", "invalid url domain", DOMAIN),
+            ("invalid_signature", "config:invalid signature", "invalid signature", WRONG),
+            (
+                "access_denied",
+                "config:permission denied",
+                "permission denied",
+                ("The account lacks a right", "公众号缺少接口权限"),
+            ),
+            (
+                "the permission value is offline verifying",
+                "config:the permission value is offline verifying",
+                "offline verifying",
+                REFUSED,
+            ),
+            ("fail", "config:fail", "config:fail", REFUSED),
+            (
+                "fail, Error: 系统错误,错误码:63002,invalid signature",
+                "63002",
+                "invalid signature",
+                WRONG,
+            ),
+            (
+                "fail, Error: 系统错误,错误码:40048,invalid url domain",
+                "40048",
+                "invalid url domain",
+                DOMAIN,
+            ),
+            (
+                "invalid_appid",
+                "config:invalid appid",
+                "appid",
+                ("WeChat does not accept the appid", "微信不接受该 appid"),
+            ),
+            (
+                "invalid_args",
+                "config:invalid args",
+                "invalid args",
+                ("js_api_list is empty", "js_api_list 为空"),
+            ),
+            ("something_new", "config:something new", "else", REFUSED),
+        ],
+    )
+    def test_each_of_its_messages_has_its_headline_and_causes(
+        self,
+        signing: Signing,
+        phone: OpenPhone,
+        locale: str,
+        problem: str,
+        message: str,
+        code: str,
+        titles: tuple[str, str],
+    ) -> None:
+        tab = phone(problems=[problem], context={"locale": locale})
+        tab.open(signing.url + "/")
+        assert_failed(tab, "stepConfig", "phone", code, *titles)
+        assert message in said(tab)
+        assert states(tab) == "✓✓✓✕·"
+
+    def test_what_it_says_is_as_large_and_dark_as_the_text(
+        self, signing: Signing, phone: OpenPhone
+    ) -> None:
+        tab = phone(problems=["invalid_url_domain"])
+        tab.open(signing.url + "/")
+        assert tab.verdict() == "failed"
+        style = "(s => [s.fontSize, s.color])(getComputedStyle(document.querySelector('{}')))"
+        size, colour = tab.js(style.format("#said code"))
+        assert [size, colour] == tab.js(style.format("body")) == ["16px", colour]
+
+    @pytest.mark.parametrize(
+        "step", ["stepSign", "stepUrls", "stepScript", "stepConfig", "stepApis"]
+    )
+    def test_no_steps_name_says_that_it_went_well(
+        self, signing: Signing, phone: OpenPhone, step: str
+    ) -> None:
+        tab = phone("desktop")
+        tab.open(signing.url + "/")
+        assert tab.verdict() == "outside"
+        assert not re.search("accepted|received|loaded|available", texts(tab, f"#{step}")[0])
+
+    def test_a_dead_ticket_is_not_taken_for_a_wrong_url(
+        self, start: Start, phone: OpenPhone, wechat: Sandbox
+    ) -> None:
+        url = start().url
+        tab = phone("Android", wechat)
+        tab.open(url + "/healthz")
+        tab.waits("fetch('/healthz').then(answer => answer.ok)")
+        wechat.rotate_ticket()
+        tab = phone("Android", wechat, problems=[])
+        tab.open(url + "/?a=1")
+        assert_failed(tab, "stepConfig", "phone", "invalid signature", *WRONG)
+        first = texts(tab, ".causes li")[0]
+        assert "ticket" in first
+        assert "url" not in first
+        assert "They are the same." in tab.text()
+
+    def test_an_address_that_changed_after_signing_leads_with_the_urls(
+        self, signing: Signing, phone: OpenPhone
+    ) -> None:
+        tab = phone(delays={"preVerifyJSAPI": 300})
+        tab.open(signing.url + "/?a=1")
+        tab.js("phone.problems.push('invalid_signature'), history.replaceState({}, '', '/?a=2')")
+        titles = ("Another url was signed than the page’s", "")
+        assert_failed(tab, "stepConfig", "phone", "url differs", *titles)
+        assert texts(tab, "mark") == ["1", "2"]
+
+    @LOCALES
+    @pytest.mark.parametrize(
+        ("setup", "step"),
+        [
+            ({"when": "never"}, "stepConfig"),
+            ({"silent": ["preVerifyJSAPI"]}, "stepConfig"),
+            ({"silent": ["checkJsApi"]}, "stepApis"),
+        ],
+    )
+    def test_a_wechat_that_never_answers_is_told(
+        self, signing: Signing, phone: OpenPhone, locale: str, setup: dict[str, Any], step: str
+    ) -> None:
+        tab = phone(context={"locale": locale}, **setup)
+        page = chromium_of(tab).page
+        page.clock.install()
+        tab.open(signing.url + "/")
+        before = {"stepConfig": "stepScript", "stepApis": "stepConfig"}[step]
+        page.wait_for_selector(f"#{before}.good")
+        page.clock.fast_forward(5_000)
+        assert tab.js("document.body.dataset.verdict") == "checking"
+        page.clock.fast_forward(15_000)
+        assert_failed(tab, step, "phone", "silent", *SILENT)
+        assert said(tab) == ""
+
+    @LOCALES
+    @pytest.mark.parametrize(
+        ("setup", "step"),
+        [
+            ({"problems": ["invalid_signature"]}, "stepConfig"),
+            ({"problems": ["fail"]}, "stepConfig"),
+            ({"lacks": ["updateTimelineShareData"]}, "stepApis"),
+        ],
+    )
+    def test_in_wecom_it_says_so(
+        self, signing: Signing, phone: OpenPhone, locale: str, setup: dict[str, Any], step: str
+    ) -> None:
+        tab = phone("WeCom", context={"locale": locale}, **setup)
+        tab.open(signing.url + "/")
+        assert_failed(tab, step, "phone", "wxwork", *WECOM)
+
+    @LOCALES
+    def test_an_api_that_it_does_not_have_is_shown(
+        self, signing: Signing, phone: OpenPhone, locale: str
+    ) -> None:
+        tab = phone(context={"locale": locale}, lacks=["updateTimelineShareData"])
+        tab.open(signing.url + "/")
+        titles = ("This WeChat lacks some of the APIs", "当前微信缺少部分接口")
+        assert_failed(tab, "stepApis", "phone", "function not exist", *titles)
+        assert "updateTimelineShareData" in said(tab)
+        assert texts(tab, ".chips .bad") == ["updateTimelineShareData"]
+        assert states(tab) == "✓✓✓✓✕"
+
+    @pytest.mark.parametrize(
+        ("told", "code", "title"),
+        [
+            ("fail, the permission value is offline verifying", "offline verifying", REFUSED[0]),
+            ("access_denied", "permission denied", "The account lacks a right"),
+            (
+                "system:function_not_exist",
+                "function not exist",
+                "This WeChat lacks some of the APIs",
+            ),
+        ],
+    )
+    def test_a_refused_question_for_apis_is_told(
+        self, signing: Signing, phone: OpenPhone, told: str, code: str, title: str
+    ) -> None:
+        tab = phone(lacks=["checkJsApi"] if told.startswith("system") else [])
+        if not told.startswith("system"):
+            chromium_of(tab).page.add_init_script(
+                "const ask = WeixinJSBridge.invoke; WeixinJSBridge.invoke = (name, ...more) => "
+                f"name === 'checkJsApi' ? more[1]({{err_msg: 'x:{told}'}}) : ask(name, ...more)"
+            )
+        tab.open(signing.url + "/")
+        assert_failed(tab, "stepApis", "phone", code, title)
+
+    @pytest.mark.parametrize(
+        ("kind", "problem", "code", "title"),
+        [
+            ("iOS", "invalid_signature", "invalid signature", WRONG[0]),
+            ("iOS", "invalid_url_domain", "invalid url domain", DOMAIN[0]),
+            ("WeCom", "invalid_signature", "wxwork", WECOM[0]),
+        ],
+    )
+    def test_in_webkit_too(
+        self, webkit_page: OpenPhone, kind: str, problem: str, code: str, title: str
+    ) -> None:
+        tab = webkit_page(kind, problems=[problem])
+        assert_failed(tab, "stepConfig", "phone", code, title)
+        assert "config:" in said(tab)
+        tab.js("document.getElementById('report').click()")
+        tab.waits(
+            "document.activeElement.tagName === 'TEXTAREA' || /Copied/.test(report.innerText)"
+        )
 
 
-def test_advice_on_something_else_is_not_taken(
-    start: Start, phone: OpenPhone, wechat: Sandbox
-) -> None:
-    """/healthz may be answered by another instance than /getApi."""
-    wechat.faults["token"] = Fault(errcode=40164)
-    tab = phone()
-    other = {"errcode": 40125, "advice": "wrong", "advice_zh": "错"}
-    tab.page.route("**/healthz", lambda route: route.fulfill(json=other))
-    tab.open(start().url + "/")
-    tab.assert_failed("stepSign", "errcode 40164", "sign", "else")
+REPORTED = "document.querySelector('#buttons textarea').value"
 
 
-def test_a_dead_ticket_shows_as_invalid_signature_with_its_causes(
-    start: Start, phone: OpenPhone, wechat: Sandbox
-) -> None:
-    tab = phone()
-    url = start().url
-    tab.open(url + "/healthz")
-    tab.page.wait_for_function("fetch('/healthz').then(answer => answer.ok)")
-    wechat.rotate_ticket()
-    tab.open(url + "/?a=1")
-    assert tab.verdict() == "failed"
-    text = tab.text()
-    assert "config:invalid signature" in text
-    assert text.index("compare the two below") < text.index("proxy") < text.index("ticket is dead")
-    assert "They are the same." in text
+class TestTheReport:
+    def press(self, tab: Phone, name: str) -> None:
+        chromium_of(tab).page.click(f"#{name}")
+
+    def test_it_has_all_that_an_operator_asks_for_and_no_credential(
+        self, signing: Signing, phone: OpenPhone
+    ) -> None:
+        grant = {"permissions": ["clipboard-read", "clipboard-write"]}
+        tab = phone(problems=["invalid_signature"], context=grant)
+        url = signing.url + "/?a=1"
+        tab.open(url)
+        assert tab.verdict() == "failed"
+        self.press(tab, "report")
+        tab.waits("document.getElementById('report').innerText === 'Copied'")
+        assert tab.js("document.querySelector('textarea')") is None
+        report = tab.js("navigator.clipboard.readText()")
+        signature = tab.calls("preVerifyJSAPI")[0]["args"]["verifySignature"]
+        for part in (
+            WRONG[0],
+            "✓ Signature from this server\n",
+            f"✕ wx.config: {WRONG[0]}\n",
+            "· APIs of js_api_list\n",
+            "WeChat says: config:invalid signature\n",
+            f"signed: {url}\n",
+            f"of the page: {url}\n",
+            f'"signature":"{signature}"',
+            KINDS["Android"].agent,
+        ):
+            assert part in report
+        assert_no_credential(report, signing.wechat.issued)
+
+    @pytest.mark.parametrize(
+        "broken", ["undefined", "{writeText: () => Promise.reject(new Error())}"]
+    )
+    @LOCALES
+    def test_without_a_clipboard_it_is_there_to_be_copied_by_hand(
+        self, signing: Signing, phone: OpenPhone, broken: str, locale: str
+    ) -> None:
+        tab = phone("desktop", context={"locale": locale})
+        chromium_of(tab).page.add_init_script(
+            f"Object.defineProperty(navigator, 'clipboard', {{value: {broken}}})"
+        )
+        url = signing.url + "/"
+        tab.open(url)
+        assert tab.verdict() == "outside"
+        self.press(tab, "report")
+        tab.waits("document.activeElement.tagName === 'TEXTAREA'")
+        assert url in tab.js(REPORTED)
+        assert tab.js("getSelection().toString()") == tab.js(REPORTED)
+        assert KINDS["desktop"].agent in tab.js(REPORTED)
+        self.press(tab, "report")
+        assert tab.js("document.querySelectorAll('textarea').length") == 1
+        self.press(tab, "copy")
+        tab.waits(f"document.activeElement.value === {url!r}")
+
+    def test_it_tells_what_the_server_answered(
+        self, start: Start, phone: OpenPhone, wechat: Sandbox
+    ) -> None:
+        wechat.faults["token"] = Fault(errcode=40164)
+        tab = phone()
+        chromium_of(tab).page.add_init_script("delete Navigator.prototype.clipboard")
+        tab.open(start().url + "/")
+        assert tab.verdict() == "failed"
+        self.press(tab, "report")
+        report = tab.js(REPORTED)
+        assert '"status":502' in report
+        assert '"errcode":40164' in report
+        assert_no_credential(report, wechat.issued)
+
+    def test_another_try_starts_afresh(self, signing: Signing, phone: OpenPhone) -> None:
+        tab = phone()
+        page = chromium_of(tab).page
+        page.route(re.compile("getApi"), cut)
+        tab.open(signing.url + "/?a=1")
+        assert tab.verdict() == "failed"
+        page.unroute(re.compile("getApi"))
+        with page.expect_navigation():
+            self.press(tab, "again")
+        assert tab.verdict() == "allWell"
+        assert tab.js("location.search") == "?a=1"
+
+
+CONTRAST = r"""
+(() => {
+  const parse = text => {
+    const [r, g, b, a = 1] = text.match(/[\d.]+/g).map(Number)
+    return [r, g, b, a]
+  }
+  const over = ([r, g, b, a], under) => [r, g, b].map((part, at) => part * a + under[at] * (1 - a))
+  const light = colour => {
+    const [r, g, b] = colour.map(part => part / 255)
+      .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+  }
+  const behind = element => {
+    if (!element) return [255, 255, 255]
+    return over(parse(getComputedStyle(element).backgroundColor), behind(element.parentElement))
+  }
+  const found = []
+  for (const element of document.querySelectorAll('body, body *')) {
+    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()) ||
+      element.value
+    if (!own || !element.offsetParent || !element.getClientRects().length) continue
+    const style = getComputedStyle(element), back = behind(element)
+    const pair = [light(over(parse(style.color), back)), light(back)].sort((a, b) => b - a)
+    found.push([(pair[0] + 0.05) / (pair[1] + 0.05), element.tagName, element.textContent])
+  }
+  return found.sort((a, b) => a[0] - b[0])
+})()
+"""
+
+
+class TestTheLook:
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("state", ["allWell", "failed", "outside", "changed", "checking"])
+    def test_every_text_stands_out_from_what_is_behind_it(
+        self, signing: Signing, phone: OpenPhone, state: str, scheme: str
+    ) -> None:
+        tab = phone(
+            "desktop" if state == "outside" else "Android",
+            context={"color_scheme": scheme},
+            problems=["invalid_signature"] if state == "failed" else [],
+        )
+        page = chromium_of(tab).page
+        page.add_init_script("delete Navigator.prototype.clipboard")
+        if state == "changed":
+            page.route("**/getApi?*", mangling(unescaping_in_part))
+        if state == "checking":
+            page.route("**/getApi?*", hang)
+            page.goto(signing.url + "/", wait_until="commit")
+            tab.waits("document.querySelector('#verdict').innerText")
+        else:
+            tab.open(signing.url + "/?a=%2F")
+            assert tab.verdict() == {"changed": "failed"}.get(state, state)
+            page.click("#report")
+        measured = tab.js(CONTRAST)
+        tags = {tag for _, tag, _ in measured}
+        wanted = {"H1", "P", "I"}
+        if state != "checking":
+            wanted |= {"BUTTON", "TEXTAREA"}
+        assert wanted <= tags
+        assert measured[0][0] >= 4.5, measured[:5]
+        assert (
+            tab.js("getComputedStyle(document.body).backgroundColor")
+            == {
+                "light": "rgb(243, 244, 246)",
+                "dark": "rgb(17, 24, 39)",
+            }[scheme]
+        )
+
+    @pytest.mark.parametrize("width", [320, 390, 1280])
+    def test_it_fits_the_width_of_a_phone(
+        self, signing: Signing, phone: OpenPhone, width: int
+    ) -> None:
+        tab = phone(problems=["invalid_signature"])
+        page = chromium_of(tab).page
+        page.set_viewport_size({"width": width, "height": 800})
+        tab.open(signing.url + "/?" + "x" * 500)
+        assert tab.verdict() == "failed"
+        page.click("#report")
+        assert tab.js("document.documentElement.scrollWidth") <= width
 
 
 Mangle = Callable[[list[str]], str]
@@ -272,114 +727,123 @@ def unescaping_in_part(queries: list[str]) -> str:
     return queries[-1].replace("%25", "%")
 
 
-def marks(tab: Phone) -> list[str]:
-    return list(tab.page.eval_on_selector_all("mark", "marks => marks.map(m => m.textContent)"))
-
-
-@pytest.mark.parametrize(("sent", "signed"), [("x%2Fy", "/y"), ("x%2By", "+y")])
-def test_a_url_changed_on_the_way_is_marked_where_it_differs(
-    start: Start, phone: OpenPhone, sent: str, signed: str
-) -> None:
-    tab = phone()
-    tab.page.route("**/getApi?*", mangling(unescaping_in_part))
-    tab.open(f"{start().url}/?a={sent}&b=2")
-    tab.assert_failed("stepUrls", "a proxy between this page and the server", "urls", "changed")
-    assert marks(tab) == [f"{signed}&b=2", f"{sent[1:]}&b=2"]
-    assert tab.scripts == []
-
-
 TAIL = "&to=https%3A%2F%2Fexample.com%2F%3Fx%3D1%26y%3D2&e=&r=100%25"
 
 
-@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-@pytest.mark.parametrize(
-    ("mangle", "marked"),
-    [
-        (unescaping_in_part, ["++" + unquote(TAIL), "%2B%2B" + TAIL]),
-        (lambda queries: unquote(unquote(queries[-1])), ["++" + unquote(TAIL), "%2B%2B" + TAIL]),
-        (lambda queries: unquote(queries[-1]) + "&v=1", ["&v=1"]),
-        (lambda queries: queries[0], ["?d=1;2&s=a+b&p=c%2B%2B" + TAIL]),  # a cache
-    ],
-)
-def test_a_mangling_proxy_shows_in_a_desktop_browser(
-    start: Start, phone: OpenPhone, locale: str, mangle: Mangle, marked: list[str]
-) -> None:
-    tab = phone("desktop", locale=locale)
-    tab.page.route("**/getApi?*", mangling(mangle))
-    tab.open(start().url + "/")
-    said = {"en-US": "the server changed the url", "zh-CN": "之间的代理改动了 url"}[locale]
-    tab.assert_failed("stepUrls", said, "urls", "changed")
-    assert marks(tab) == marked
-    assert {"en-US": "changes the url", "zh-CN": "有环节改动了 url"}[locale] in tab.text()
+class TestUrlsOnTheirWay:
+    @pytest.mark.parametrize(("sent", "signed"), [("x%2Fy", "/y"), ("x%2By", "+y")])
+    def test_a_url_changed_on_the_way_is_marked_where_it_differs(
+        self, signing: Signing, phone: OpenPhone, sent: str, signed: str
+    ) -> None:
+        tab = phone()
+        chromium_of(tab).page.route("**/getApi?*", mangling(unescaping_in_part))
+        tab.open(f"{signing.url}/?a={sent}&b=2")
+        assert_failed(tab, "stepUrls", "urls", "changed", *CHANGED)
+        assert texts(tab, "mark") == [f"{signed}&b=2", f"{sent[1:]}&b=2"]
+        assert chromium_of(tab).scripts == []
 
+    @LOCALES
+    @pytest.mark.parametrize(
+        ("mangle", "marked"),
+        [
+            (unescaping_in_part, ["++" + unquote(TAIL), "%2B%2B" + TAIL]),
+            (
+                lambda queries: unquote(unquote(queries[-1])),
+                ["++" + unquote(TAIL), "%2B%2B" + TAIL],
+            ),
+            (lambda queries: unquote(queries[-1]) + "&v=1", ["&v=1"]),
+            (lambda queries: queries[0], ["?d=1;2&s=a+b&p=c%2B%2B" + TAIL]),  # a cache
+        ],
+    )
+    def test_a_mangling_proxy_shows_in_a_desktop_browser(
+        self, signing: Signing, phone: OpenPhone, locale: str, mangle: Mangle, marked: list[str]
+    ) -> None:
+        tab = phone("desktop", context={"locale": locale})
+        chromium_of(tab).page.route("**/getApi?*", mangling(mangle))
+        tab.open(signing.url + "/")
+        assert_failed(tab, "stepUrls", "urls", "changed", *CHANGED)
+        assert texts(tab, "mark") == marked
 
-@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-@pytest.mark.parametrize(
-    ("mangle", "step", "said"),
-    [
-        (lambda queries: unquote(queries[-1]), "urls", "seems to be appended to the url"),
-        (lambda queries: quote(queries[-1], safe="="), "sign", "url was escaped twice"),
-        (lambda queries: "&".join(queries[-1:] * 2), "sign", "more than one parameter url"),
-    ],
-)
-def test_what_the_server_says_of_a_mangled_url_is_told(
-    start: Start, phone: OpenPhone, locale: str, mangle: Mangle, step: str, said: str
-) -> None:
-    tab = phone("desktop", locale=locale)
-    tab.page.route("**/getApi?*", mangling(mangle))
-    url = start().url
-    tab.open(url + "/")
-    tab.assert_failed(f"step{step.title()}", said, step, "400")
-    if step == "urls":
-        assert {"en-US": "changed the url; of", "zh-CN": "改动了 url；"}[locale] in tab.text()
-        assert f"{url}/%E6%B4%BB%E5%8A%A8?q=%22a%27&n=%E4%B8%AD" in tab.text()
-    assert marks(tab) == []
+    @LOCALES
+    @pytest.mark.parametrize(
+        ("mangle", "step", "quoted"),
+        [
+            (lambda queries: unquote(queries[-1]), "urls", "seems to be appended to the url"),
+            (lambda queries: quote(queries[-1], safe="="), "sign", "url was escaped twice"),
+            (lambda queries: "&".join(queries[-1:] * 2), "sign", "more than one parameter url"),
+        ],
+    )
+    def test_what_the_server_says_of_a_mangled_url_is_told(
+        self,
+        signing: Signing,
+        phone: OpenPhone,
+        locale: str,
+        mangle: Mangle,
+        step: str,
+        quoted: str,
+    ) -> None:
+        tab = phone("desktop", context={"locale": locale})
+        chromium_of(tab).page.route("**/getApi?*", mangling(mangle))
+        tab.open(signing.url + "/")
+        if step == "urls":
+            assert_failed(tab, "stepUrls", "urls", "changed", *CHANGED)
+            assert f"{signing.url}/%E6%B4%BB%E5%8A%A8?q=%22a%27&n=%E4%B8%AD" in tab.text()
+        else:
+            titles = ("This page’s url can’t be signed", "本页的 url 无法签名")
+            assert_failed(tab, "stepSign", "sign", "400", *titles)
+        assert quoted in said(tab)
+        assert texts(tab, "mark") == []
 
+    @LOCALES
+    @pytest.mark.parametrize(
+        ("broken", "code", "titles"),
+        [
+            (cut, "no answer", ("Some urls get no answer", "部分 url 得不到响应")),
+            *(
+                (
+                    answered(status, "<h1>"),
+                    code,
+                    ("Some urls don’t reach this server", "部分 url 到不了本服务"),
+                )
+                for status, code in (
+                    (403, "not json 403"),
+                    (400, "not json"),
+                    (200, "not json 200"),
+                )
+            ),
+        ],
+    )
+    def test_what_keeps_an_odd_url_alone_from_the_server_is_told(
+        self,
+        signing: Signing,
+        phone: OpenPhone,
+        locale: str,
+        broken: Break,
+        code: str,
+        titles: tuple[str, str],
+    ) -> None:
+        """A firewall that finds something in it."""
+        tab = phone("desktop", context={"locale": locale})
+        chromium_of(tab).page.route(re.compile("getApi.*example"), broken)
+        tab.open(signing.url + "/")
+        kind = "urls" if code in CAUSES["urls"] else "sign"
+        assert_failed(tab, "stepUrls", kind, code, *titles)
+        assert TAIL in tab.text()
 
-@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-@pytest.mark.parametrize(
-    ("broken", "code", "en", "zh"),
-    [
-        (cut, "no answer", "this server did not answer", "本服务没有响应"),
-        (answered(403, "<h1>"), "not json", "HTTP 403, not JSON", "HTTP 403，"),
-        (answered(400, "<h1>"), "not json", "HTTP 400, not JSON", "HTTP 400，"),
-    ],
-)
-def test_what_keeps_an_odd_url_alone_from_the_server_is_told(
-    start: Start, phone: OpenPhone, locale: str, broken: Break, code: str, en: str, zh: str
-) -> None:
-    """A firewall that finds something in it."""
-    tab = phone("desktop", locale=locale)
-    tab.page.route(re.compile("getApi.*example"), broken)
-    tab.open(start().url + "/")
-    kind = "urls" if code in CAUSES["urls"] else "sign"
-    tab.assert_failed("stepUrls", zh if locale == "zh-CN" else en, kind, code)
-    assert TAIL in tab.text()
-
-
-def test_urls_with_all_that_is_easily_spoilt_are_asked_for(start: Start, phone: OpenPhone) -> None:
-    tab = phone("desktop")
-    asked: list[str] = []
-    tab.page.on("request", lambda request: asked.append(request.url))
-    url = start().url + "/?a=1"
-    tab.open(url)
-    assert tab.verdict() == "outside"
-    own, *odd = [unquote(at.partition("=")[2]) for at in asked if "/getApi?url=" in at]
-    assert own == url
-    assert all(at.startswith(start().url.rpartition(":")[0]) for at in odd)
-    for part in (
-        "%22",
-        "%27",
-        "%E4%B8%AD",
-        ";",
-        "+",
-        "%2B",
-        "https%3A%2F%2F",
-        "=&",
-        "%25",
-        "%252F",
-    ):
-        assert part in " ".join(odd)
+    def test_urls_with_all_that_is_easily_spoilt_are_asked_for(
+        self, signing: Signing, phone: OpenPhone
+    ) -> None:
+        tab = phone("desktop")
+        url = signing.url + "/?a=1"
+        tab.open(url)
+        assert tab.verdict() == "outside"
+        asked = chromium_of(tab).asked
+        own, *odd = [unquote(at.partition("=")[2]) for at in asked if "/getApi?url=" in at]
+        assert own == url
+        assert all(at.startswith(signing.url + "/") for at in odd)
+        spoilt = "%22 %27 %E4%B8%AD ; + %2B https%3A%2F%2F =& %25 %252F"
+        for part in spoilt.split():
+            assert part in " ".join(odd)
 
 
 SHOP = "<!doctype html><title>A single-page app answers this to everything</title>"
@@ -396,6 +860,15 @@ LOCATIONS: dict[str, Callable[[str], str | None]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def anywhere(signing: Signing, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The url of a server that signs pages of any host."""
+    ini = write_ini(tmp_path_factory.mktemp("anywhere") / "c.ini", signing.wechat)
+    server = Server("--config", str(ini), "--address", "127.0.0.1", "--port", "0")
+    yield server.url
+    server.kill()
+
+
 def located(tab: Phone, server: str, location: str) -> str:
     """The origin of a proxy that hands on what the location maps to a path of the server."""
 
@@ -408,388 +881,49 @@ def located(tab: Phone, server: str, location: str) -> str:
             query = query and f"?{query}"
             route.fulfill(response=route.fetch(url=f"{server}{target}{query}"))
 
-    tab.page.route("http://h5.example.com/**", proxy)
+    chromium_of(tab).page.route("http://h5.example.com/**", proxy)
     return "http://h5.example.com"
 
 
-@pytest.mark.parametrize("tail", ["", "?from=singlemessage", "#/route"])
-@pytest.mark.parametrize("location", ["a prefix that is cut off", "the page alone"])
-def test_without_its_trailing_slash_the_page_finds_the_server(
-    start: Start, phone: OpenPhone, location: str, tail: str
-) -> None:
-    tab = phone()
-    tab.open(located(tab, start().url, location) + "/wx" + tail)
-    assert tab.verdict() == "allWell"
-    if location == "a prefix that is cut off":
-        assert tab.console == []
-
-
-def test_without_its_trailing_slash_the_page_finds_the_advice(
-    start: Start, phone: OpenPhone, wechat: Sandbox
-) -> None:
-    wechat.faults["token"] = Fault(errcode=40164)
-    tab = phone()
-    tab.open(located(tab, start().url, "a prefix that is cut off") + "/wx")
-    assert tab.verdict() == "failed"
-    assert "add 203.0.113.7 to the account" in tab.text()
-
-
-@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
-def test_a_missing_slash_that_hides_the_server_is_told(
-    start: Start, phone: OpenPhone, locale: str
-) -> None:
-    tab = phone(locale=locale)
-    tab.open(located(tab, start().url, "nginx with one slash") + "/wx")
-    said = {"en-US": "wechat-sign.js could not", "zh-CN": "无法从本服务"}[locale]
-    tab.assert_failed("stepSign", said, "sign", "no slash")
-    assert "location /wx/ { proxy_pass http://127.0.0.1:8060/; }" in tab.text()
-
-
-def test_no_path_makes_the_page_load_a_script_of_another_host(
-    start: Start, phone: OpenPhone
-) -> None:
-    tab = phone()
-    server = start().url
-    tab.page.route(
-        "http://h5.example.com/**",
-        lambda route: route.fulfill(response=route.fetch(url=server + "/")),
-    )
-    asked: list[str] = []
-    tab.page.on("request", lambda request: asked.append(request.url))
-    tab.open("http://h5.example.com//evil.example.com/a")
-    assert tab.verdict() == "failed"
-    assert all(at.startswith("http://h5.example.com/") for at in asked)
-
-
-@pytest.mark.parametrize(
-    ("problem", "cause"),
-    [
-        ("invalid url domain", "JS接口安全域名"),
-        ("permission denied", "微信认证"),
-        ("the permission value is offline verifying", "js_api_list"),
-        ("fail", "a field of wx.config is missing"),
-        ("invalid args", "at least one API"),
-        ("something new", "appendix 5"),
-    ],
-)
-def test_each_of_the_phones_messages_has_its_causes(
-    start: Start, phone: OpenPhone, problem: str, cause: str
-) -> None:
-    tab = phone()
-    tab.problems = [problem]
-    tab.open(start().url + "/")
-    assert tab.verdict() == "failed"
-    assert f"config:{problem}" in tab.text()
-    assert cause in tab.text()
-    assert ("JS接口安全域名" in tab.text()) is (problem == "invalid url domain")
-
-
-def test_an_api_that_the_phone_does_not_have_is_shown(start: Start, phone: OpenPhone) -> None:
-    tab = phone()
-    tab.open(start("[jssdk]", "js_api_list = scanQRCode, tooNewApi").url + "/")
-    assert tab.verdict() == "failed"
-    assert "function not exist: tooNewApi" in tab.text()
-    assert "update the WeChat app" in tab.text()
-    assert tab.page.inner_text(".chips .bad") == "tooNewApi"
-
-
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (Fault(errcode=40164), "add 203.0.113.7 to the account"),
-        (Fault(errcode=40125), "secret is not the one of this appid"),
-        (Fault(hang_up=True), "check that this host reaches"),
-    ],
-)
-def test_a_refusing_wechat_is_told_with_what_to_do(
-    start: Start, phone: OpenPhone, wechat: Sandbox, fault: Fault, words: str
-) -> None:
-    wechat.faults["token"] = fault
-    tab = phone()
-    tab.open(start().url + "/")
-    assert tab.verdict() == "failed"
-    assert words in tab.text()
-    assert tab.page.eval_on_selector("#stepSign", "item => item.className") == "bad"
-
-
-def test_what_to_do_is_told_in_chinese_too(start: Start, phone: OpenPhone, wechat: Sandbox) -> None:
-    wechat.faults["token"] = Fault(errcode=40164)
-    tab = phone(locale="zh-CN")
-    tab.open(start().url + "/")
-    assert tab.verdict() == "failed"
-    assert "请把 203.0.113.7 加入 IP白名单" in tab.text()
-
-
-def test_a_page_host_that_is_not_listed_is_told(start: Start, phone: OpenPhone) -> None:
-    tab = phone()
-    tab.open(start("[jssdk]", "page_hosts = h5.example.com").url + "/")
-    tab.assert_failed("stepSign", "page_hosts does not list it", "sign", "403")
-
-
-def test_outside_wechat_the_page_says_where_to_open_it(start: Start, phone: OpenPhone) -> None:
-    tab = phone("desktop")
-    url = start().url + "/?a=1"
-    tab.open(url)
-    assert tab.verdict() == "outside"
-    text = tab.text()
-    assert text.count(url) == 2
-    for part in ("appId", "timestamp", "nonceStr", "signature"):
-        assert part in text
-    assert tab.scripts == []
-
-
-def test_it_speaks_the_browsers_language(start: Start, phone: OpenPhone) -> None:
-    url = start().url + "/"
-    for locale, words in {"zh-CN": "一切正常", "en-GB": "Everything works"}.items():
-        tab = phone(locale=locale)
-        tab.open(url)
+class TestTheTrailingSlash:
+    @pytest.mark.parametrize("tail", ["", "?from=singlemessage", "#/route"])
+    @pytest.mark.parametrize("location", ["a prefix that is cut off", "the page alone"])
+    def test_without_it_the_page_finds_the_server(
+        self, anywhere: str, phone: OpenPhone, location: str, tail: str
+    ) -> None:
+        tab = phone()
+        tab.open(located(tab, anywhere, location) + "/wx" + tail)
         assert tab.verdict() == "allWell"
-        assert words in tab.text()
+        if location == "a prefix that is cut off":
+            assert chromium_of(tab).console == []
 
+    def test_without_it_the_page_finds_the_advice(
+        self, start: Start, phone: OpenPhone, wechat: Sandbox
+    ) -> None:
+        wechat.faults["token"] = Fault(errcode=40164)
+        tab = phone()
+        tab.open(located(tab, start().url, "a prefix that is cut off") + "/wx")
+        assert tab.verdict() == "failed"
+        assert "add 203.0.113.7 to the account" in tab.text()
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
-def test_it_fits_the_width_of_a_phone(start: Start, phone: OpenPhone, width: int) -> None:
-    tab = phone()
-    tab.problems = ["invalid signature"]
-    tab.page.set_viewport_size({"width": width, "height": 800})
-    tab.open(start().url + "/?" + "x" * 500)
-    assert tab.verdict() == "failed"
-    assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+    @LOCALES
+    def test_where_its_lack_hides_the_server_that_is_told(
+        self, anywhere: str, phone: OpenPhone, locale: str
+    ) -> None:
+        tab = phone(context={"locale": locale})
+        tab.open(located(tab, anywhere, "nginx with one slash") + "/wx")
+        assert_failed(tab, "stepSign", "sign", "no slash", *NO_SCRIPT)
+        assert "location /wx/ { proxy_pass http://127.0.0.1:8060/; }" in tab.text()
 
-
-# From here on the script, in a page of another origin.
-
-PLAIN = """<!doctype html><title>的 page</title>
-<script src="https://res.wx.qq.com/open/js/jweixin-1.6.0.js"></script>
-<script src="{server}/wechat-sign.js"></script>
-<script>
-  window.outcome = wechatSign({{title: 'T', desc: 'D', imgUrl: 'https://a/i.png'}})
-    .then(() => 'shared', error => error.message)
-</script>"""
-MODULE = """<!doctype html>
-<script src="https://res.wx.qq.com/open/js/jweixin-1.6.0.js"></script>
-<script type="module">
-  import '{server}/wechat-sign.js?v=2'
-  window.outcome = wechatSign({{title: 'T'}}).then(() => 'shared', error => error.message)
-</script>"""
-
-
-@pytest.fixture
-def site() -> Iterator[Callable[[str], str]]:
-    """Another origin, which answers the same page to every path: a single-page app."""
-    body = [""]
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(body[0].encode())
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def serve(html: str) -> str:
-        body[0] = html
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield serve
-    server.shutdown()
-    server.server_close()
-
-
-LISTED = ("[jssdk]", "page_hosts = 127.0.0.1")
-
-
-def outcome(tab: Phone) -> str:
-    tab.page.wait_for_function("window.outcome")
-    return str(tab.page.evaluate("window.outcome"))
-
-
-@pytest.mark.parametrize("html", [PLAIN, MODULE])
-@pytest.mark.parametrize("kind", ["iOS", "Android"])
-@pytest.mark.parametrize("path", ["/page?a=1&b=%E4%B8%AD%2F", "/page?a=1#/route"])
-def test_a_page_of_another_origin_shares(
-    start: Start, phone: OpenPhone, site: Callable[[str], str], html: str, kind: str, path: str
-) -> None:
-    running = start(*LISTED)
-    base = site(html.format(server=running.url))
-    tab = phone(kind)
-    tab.open(base + path)
-    assert outcome(tab) == "shared"
-    for name in ("updateAppMessageShareData", "updateTimelineShareData"):
-        assert [call["good"] for call in tab.calls(name)] == [True]
-    for name in ("onMenuShareAppMessage", "onMenuShareTimeline"):
-        assert [(call["good"], call["title"]) for call in tab.waits_for(name, 1)] == [(True, "T")]
-    assert tab.calls("updateAppMessageShareData")[0]["link"] == base + path.split("#")[0]
-    assert tab.console == []
-
-
-@pytest.mark.parametrize("kind", ["iOS", "Android"])
-def test_a_route_change_is_signed_anew(
-    start: Start, phone: OpenPhone, site: Callable[[str], str], kind: str
-) -> None:
-    base = site(PLAIN.format(server=start(*LISTED).url))
-    tab = phone(kind)
-    tab.open(base + "/entry?a=1")
-    assert outcome(tab) == "shared"
-    for turn, change in enumerate(
-        ("history.pushState({}, '', '/second?b=2')", "history.replaceState({}, '', '/third')"), 2
-    ):
-        tab.page.evaluate(change)
-        configs = tab.waits_for("config", turn)
-        assert [call["problem"] for call in configs] == [""] * turn
-        shares = tab.waits_for("updateAppMessageShareData", turn)
-        assert all(call["good"] for call in shares)
-    assert shares[-1]["link"] == base + "/third"
-    tab.page.evaluate("history.back()")
-    assert tab.waits_for("config", 4)[-1]["problem"] == ""
-    assert tab.console == []
-
-
-def test_a_change_of_the_fragment_alone_asks_nobody(
-    start: Start, phone: OpenPhone, site: Callable[[str], str]
-) -> None:
-    base = site(PLAIN.format(server=start(*LISTED).url))
-    tab = phone()
-    tab.open(base + "/entry")
-    assert outcome(tab) == "shared"
-    tab.page.evaluate("history.pushState({}, '', '#/a'); location.hash = '/b'")
-    tab.page.evaluate("wechatSign({title: 'again'})")
-    assert tab.waits_for("updateAppMessageShareData", 2)[-1]["title"] == "again"
-    assert len(tab.calls("config")) == 1
-
-
-@pytest.mark.parametrize(
-    ("problems", "expected"),
-    [
-        (["invalid signature"], "shared"),
-        (["invalid signature", "invalid signature"], "config:invalid signature"),
-        (["invalid url domain"], "config:invalid url domain"),
-    ],
-)
-def test_after_invalid_signature_it_tries_once_more(
-    start: Start,
-    phone: OpenPhone,
-    site: Callable[[str], str],
-    problems: list[str],
-    expected: str,
-) -> None:
-    tab = phone()
-    tab.problems = problems.copy()
-    tab.open(site(PLAIN.format(server=start(*LISTED).url)) + "/")
-    assert outcome(tab) == expected
-    attempts = 2 if problems[0] == "invalid signature" else 1
-    assert len(tab.calls("config")) == attempts
-
-
-def test_it_says_what_keeps_it_from_signing(
-    start: Start, phone: OpenPhone, site: Callable[[str], str], wechat: Sandbox
-) -> None:
-    desktop = phone("desktop")
-    running = start(*LISTED)
-    base = site(PLAIN.format(server=running.url))
-    desktop.open(base)
-    assert outcome(desktop) == "this page is not open inside WeChat"
-
-    tab = phone()
-    tab.page.route("https://*.wx.qq.com/**", lambda route: route.abort())
-    tab.open(base)
-    assert outcome(tab) == "WeChat's script jweixin-1.6.0.js is not loaded"
-
-    stranger = phone()
-    stranger.open(site(PLAIN.format(server=start().url)))
-    assert "page_hosts lacks 127.0.0.1" in outcome(stranger)
-
-    wechat.faults["token"] = Fault(errcode=40164)
-    refused = phone()
-    refused.open(site(PLAIN.format(server=start(*LISTED).url)))
-    assert "answers 502: WeChat refuses with errcode 40164" in outcome(refused)
-
-
-CROSS = {"Access-Control-Allow-Origin": "*"}
-
-
-@pytest.mark.parametrize("kind", ["iOS", "Android"])
-def test_it_names_both_urls_where_a_proxy_changed_one(
-    start: Start, phone: OpenPhone, site: Callable[[str], str], kind: str
-) -> None:
-    tab = phone(kind)
-    tab.page.route("**/getApi?*", mangling(unescaping_in_part))
-    base = site(PLAIN.format(server=start(*LISTED).url))
-    tab.open(base + "/?a=c%2B%2B#/route")
-    assert outcome(tab) == (
-        "a proxy between this page and the server changed the url: "
-        f"{base}/?a=c%2B%2B was sent, {base}/?a=c++ was signed"
-    )
-    facts = "wechatSign.fetchConfig(location.href).catch(e => [e.sent, e.signed, e.status])"
-    tab.open(base + "/?a=c%2B%2B")
-    assert tab.page.evaluate(facts) == [base + "/?a=c%2B%2B", base + "/?a=c++", 200]
-    assert tab.calls("config") == []
-
-
-@pytest.mark.parametrize("header", ["Signed-Url", "Access-Control-Expose-Headers"])
-def test_without_signed_url_it_has_nothing_to_compare(
-    start: Start, phone: OpenPhone, site: Callable[[str], str], header: str
-) -> None:
-    def proxy(route: Any) -> None:
-        answer = route.fetch()
-        headers = {name: value for name, value in answer.headers.items() if name != header.lower()}
-        assert headers != answer.headers
-        route.fulfill(response=answer, headers=headers)
-
-    tab = phone()
-    tab.page.route("**/getApi?*", proxy)
-    tab.open(site(PLAIN.format(server=start(*LISTED).url)) + "/?a=c%2B%2B")
-    assert outcome(tab) == "shared"
-
-
-def test_of_a_long_url_the_beginning_is_compared(
-    start: Start, phone: OpenPhone, site: Callable[[str], str]
-) -> None:
-    base = site(PLAIN.format(server=start(*LISTED).url))
-    tab = phone()
-    tab.open(f"{base}/?a=c%2B%2B&long={'x' * 3000}")
-    assert outcome(tab) == "shared"
-    mangled = phone()
-    mangled.page.route("**/getApi?*", mangling(unescaping_in_part))
-    mangled.open(f"{base}/?a=c%2B%2B&long={'x' * 3000}")
-    assert "changed the url" in outcome(mangled)
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "said"),
-    [
-        (502, "<html>", "answers 502 and not JSON"),
-        (200, "<!doctype html>", "answers 200 and not JSON"),
-        (404, '{"message": "no Route"}', "answers 404 and other JSON than its own"),
-    ],
-)
-def test_it_asks_whether_a_proxy_hands_on(
-    start: Start, phone: OpenPhone, site: Callable[[str], str], status: int, body: str, said: str
-) -> None:
-    tab = phone()
-    tab.page.route("**/getApi?*", lambda at: at.fulfill(status=status, body=body, headers=CROSS))
-    tab.open(site(PLAIN.format(server=start(*LISTED).url)))
-    handed_on = "is /getApi handed on to the signing server?"
-    assert outcome(tab) == f"the signing server {said}: {handed_on}"
-
-
-@pytest.mark.parametrize("policy", ["", '<meta name="referrer" content="no-referrer">'])
-def test_the_whole_referer_arrives_and_decides_what_a_url_means(
-    start: Start, phone: OpenPhone, site: Callable[[str], str], policy: str
-) -> None:
-    """Also where the page's own policy is to send none."""
-    tab = phone()
-    tab.open(site(policy + PLAIN.format(server=start(*LISTED).url)) + "/?x=%25E4")
-    assert outcome(tab) == "shared"
-    assert tab.console == []
-
-
-def test_the_script_is_small_enough_to_read() -> None:
-    root = Path(__file__).resolve().parent.parent / "wechat_sign"
-    assert len((root / "wechat-sign.js").read_text(encoding="utf-8").splitlines()) < 165
+    def test_no_path_makes_the_page_load_a_script_of_another_host(
+        self, signing: Signing, phone: OpenPhone
+    ) -> None:
+        tab = phone()
+        chromium_of(tab).page.route(
+            "http://h5.example.com/**",
+            lambda route: route.fulfill(response=route.fetch(url=signing.url + "/")),
+        )
+        tab.open("http://h5.example.com//evil.example.com/a")
+        assert tab.verdict() == "failed"
+        asked = chromium_of(tab).asked
+        assert all(at.startswith("http://h5.example.com/") for at in asked)
