@@ -317,7 +317,8 @@ class WebKit:
                 "800x900x24",
             ],
             pass_fds=[write],
-            **quiet,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(write)
         with open(read) as told:
@@ -326,7 +327,8 @@ class WebKit:
         self._driver = subprocess.Popen(
             [str(driver), "-p", str(self.port)],
             env={**os.environ, "DISPLAY": f":{display}", "HOME": self._home.name},
-            **quiet,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         eventually("WebKitWebDriver answers", lambda: self._ready())
         self._session = ""

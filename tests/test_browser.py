@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,14 @@ from wechat_sign.errors import CAUSES
 
 IN_WECHAT = [kind for kind in KINDS if kind not in ("desktop", "WeCom")]
 CHINESE = {"locale": "zh-CN"}
-LOCALES = pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+LOCALES = ("en-US", "zh-CN")
 SHARING = "updateAppMessageShareData, updateTimelineShareData"
+
+
+def alternately(names: Sequence[str], cases: Iterable[Sequence[Any]]) -> pytest.MarkDecorator:
+    """The cases, read by turns in English and Chinese."""
+    values = [(*case, LOCALES[place % 2]) for place, case in enumerate(cases)]
+    return pytest.mark.parametrize((*names, "locale"), values)
 
 
 def chromium_of(tab: Phone) -> Chromium:
@@ -207,8 +213,7 @@ CHANGED = (
 
 
 class TestTheServer:
-    @LOCALES
-    @pytest.mark.parametrize(
+    @alternately(
         ("at", "broken", "step", "code", "titles"),
         [
             ("getApi", cut, "sign", "no answer", DOWN),
@@ -273,8 +278,7 @@ class TestTheServer:
             tab.js("new Promise(requestAnimationFrame)")
         assert_failed(tab, step, kind, code, *titles)
 
-    @LOCALES
-    @pytest.mark.parametrize("length", [8193, 12_000])
+    @alternately(("length",), [(8193,), (12_000,)])
     def test_a_url_that_is_too_long_is_told(
         self, signing: Signing, phone: OpenPhone, locale: str, length: int
     ) -> None:
@@ -329,7 +333,7 @@ class TestTheServer:
 
     def test_a_page_host_that_is_not_listed_is_told(self, start: Start, phone: OpenPhone) -> None:
         server = start("[jssdk]", "page_hosts = h5.example.com").url
-        for locale in ("en-US", "zh-CN"):
+        for locale in LOCALES:
             tab = phone(context={"locale": locale})
             tab.open(server + "/")
             titles = ("This page’s host is not in page_hosts", "本页域名不在 page_hosts 中")
@@ -337,8 +341,7 @@ class TestTheServer:
 
 
 class TestThePhone:
-    @LOCALES
-    @pytest.mark.parametrize(
+    @alternately(
         ("problem", "message", "code", "titles"),
         [
             ("invalid_url_domain", "config:invalid url domain", "invalid url domain", DOMAIN),
@@ -398,6 +401,8 @@ class TestThePhone:
         assert_failed(tab, "stepConfig", "phone", code, *titles)
         assert message in said(tab)
         assert states(tab) == "✓✓✓✕·"
+        compared = "的 url" if locale == "zh-CN" else "The url that was signed"
+        assert (compared in " ".join(texts(tab, "#why h2"))) is ("signature" in problem)
 
     def test_what_it_says_is_as_large_and_dark_as_the_text(
         self, signing: Signing, phone: OpenPhone
@@ -446,8 +451,7 @@ class TestThePhone:
         assert_failed(tab, "stepConfig", "phone", "url differs", *titles)
         assert texts(tab, "mark") == ["1", "2"]
 
-    @LOCALES
-    @pytest.mark.parametrize(
+    @alternately(
         ("setup", "step"),
         [
             ({"when": "never"}, "stepConfig"),
@@ -470,8 +474,7 @@ class TestThePhone:
         assert_failed(tab, step, "phone", "silent", *SILENT)
         assert said(tab) == ""
 
-    @LOCALES
-    @pytest.mark.parametrize(
+    @alternately(
         ("setup", "step"),
         [
             ({"problems": ["invalid_signature"]}, "stepConfig"),
@@ -486,7 +489,7 @@ class TestThePhone:
         tab.open(signing.url + "/")
         assert_failed(tab, step, "phone", "wxwork", *WECOM)
 
-    @LOCALES
+    @pytest.mark.parametrize("locale", LOCALES)
     def test_an_api_that_it_does_not_have_is_shown(
         self, signing: Signing, phone: OpenPhone, locale: str
     ) -> None:
@@ -579,7 +582,7 @@ class TestTheReport:
     @pytest.mark.parametrize(
         "broken", ["undefined", "{writeText: () => Promise.reject(new Error())}"]
     )
-    @LOCALES
+    @pytest.mark.parametrize("locale", LOCALES)
     def test_without_a_clipboard_it_is_there_to_be_copied_by_hand(
         self, signing: Signing, phone: OpenPhone, broken: str, locale: str
     ) -> None:
@@ -742,8 +745,7 @@ class TestUrlsOnTheirWay:
         assert texts(tab, "mark") == [f"{signed}&b=2", f"{sent[1:]}&b=2"]
         assert chromium_of(tab).scripts == []
 
-    @LOCALES
-    @pytest.mark.parametrize(
+    @alternately(
         ("mangle", "marked"),
         [
             (unescaping_in_part, ["++" + unquote(TAIL), "%2B%2B" + TAIL]),
@@ -764,8 +766,7 @@ class TestUrlsOnTheirWay:
         assert_failed(tab, "stepUrls", "urls", "changed", *CHANGED)
         assert texts(tab, "mark") == marked
 
-    @LOCALES
-    @pytest.mark.parametrize(
+    @alternately(
         ("mangle", "step", "quoted"),
         [
             (lambda queries: unquote(queries[-1]), "urls", "seems to be appended to the url"),
@@ -794,8 +795,7 @@ class TestUrlsOnTheirWay:
         assert quoted in said(tab)
         assert texts(tab, "mark") == []
 
-    @LOCALES
-    @pytest.mark.parametrize(
+    @alternately(
         ("broken", "code", "titles"),
         [
             (cut, "no answer", ("Some urls get no answer", "部分 url 得不到响应")),
@@ -906,7 +906,7 @@ class TestTheTrailingSlash:
         assert tab.verdict() == "failed"
         assert "add 203.0.113.7 to the account" in tab.text()
 
-    @LOCALES
+    @pytest.mark.parametrize("locale", LOCALES)
     def test_where_its_lack_hides_the_server_that_is_told(
         self, anywhere: str, phone: OpenPhone, locale: str
     ) -> None:
