@@ -310,7 +310,7 @@ class TestTheServer:
         assert tab.verdict() == "failed"
         assert headline(tab) == title
         assert words in tab.text()
-        assert quoted in said(tab)
+        assert said(tab) == (quoted and f"WeChat says\nerrcode {quoted}")
         assert states(tab) == "✕····"
 
     def test_what_to_do_is_told_in_chinese_too(
