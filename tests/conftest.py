@@ -82,8 +82,9 @@ def start(tmp_path: Path, wechat: Sandbox) -> Iterator[Start]:
         assert "Traceback" not in running.output
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    """For one file only: while playwright runs, no other event loop can."""
     yield from launched()
 
 
