@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -304,7 +305,6 @@ class WebKit:
             unavailable("no WebKit: apt-get install webkit2gtk-driver xvfb")
         self._home = tempfile.TemporaryDirectory(prefix="webkit-")
         read, write = os.pipe()
-        quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._screen = subprocess.Popen(
             [
                 str(screen),
