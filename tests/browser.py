@@ -221,7 +221,8 @@ class Phone:
 
     def outcome(self, name: str = "outcome") -> str:
         """What became of the Promise that the page has there."""
-        return str(self.waits(f"window.{name}"))
+        soon = "new Promise(resolve => setTimeout(resolve, 100))"
+        return str(self.waits(f"Promise.race([window.{name}, {soon}])"))
 
     def calls(self, name: str) -> list[dict[str, Any]]:
         return list(self.js(f"phone.calls.filter(call => call.name === '{name}')"))

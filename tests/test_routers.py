@@ -34,7 +34,7 @@ KINDS = ["iOS", "Android", "HarmonyOS", "Windows"]
 
 ASKED = "performance.getEntriesByType('resource').filter(at => /getApi/.test(at.name)).length"
 RECORD = """
-  const visited = [[0, location.href]]
+  const visited = [[performance.now(), location.href]]
   function arrived () { visited.push([performance.now(), location.href]) }
   for (const name of ['pushState', 'replaceState']) {
     const original = history[name]
@@ -137,8 +137,9 @@ def spa(app: str, mode: str, signing: Signing) -> str:
     tags = "".join(f'<script src="{script}"></script>' for script in scripts)
     code = (VUE if kit == "Vue" else REACT).replace("HASH", str(mode == "hash").lower())
     return f"""<!doctype html><meta charset="utf-8"><title>not yet</title>
-    <div id="app"></div><script>{RECORD}</script>{tags}<script>
+    <div id="app"></div>{tags}<script>
       const later = ms => new Promise(resolve => setTimeout(resolve, ms))
+      {RECORD}
       wechatSign(() => ({{desc: 'about ' + document.title}}))
       {code.replace("LOADERS", str("loaders" in app).lower())}
     </script>"""

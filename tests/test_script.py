@@ -683,6 +683,7 @@ class TestThePagesOwn:
     ) -> None:
         before = "<script>const invoke = WeixinJSBridge.invoke</script>"
         steps = """wechatSign.fetchConfig(location.href).then(config => {
+          config.jsApiList = ['onMenuShareTimeline', 'chooseImage']
           const given = JSON.stringify(config)
           return wechatSign.configure(config).then(() => JSON.stringify(config) === given)
         })"""
