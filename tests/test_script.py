@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -218,16 +219,19 @@ class TestQuickRoutes:
     def test_a_route_left_while_the_server_answers_is_not_handed_to_wechat(
         self, phone: OpenPhone, site: Site, start: Start, wechat: Sandbox
     ) -> None:
-        wechat.faults["getticket"] = Fault(delay=0.5)
+        held = threading.Event()
+        wechat.faults["getticket"] = Fault(hold=held)
         server = start("[jssdk]", "page_hosts = 127.0.0.1", "debug = false").url
         tab = phone("Android", wechat)
-        base = site(page(server, ROUTED))
+        fetching = """<script>
+          const fetched = window.fetch
+          window.fetch = (...all) => { window.fetching = true; return fetched(...all) }
+        </script>"""
+        base = site(page(server, ROUTED, before=WEIXIN + fetching))
         tab.open(base + "/one")
-        tab.waits("performance.getEntriesByType('resource').length > 1")
-        tab.js(
-            "new Promise(resolve => setTimeout(resolve, 100)).then(() => "
-            "history.pushState({}, '', '/two'))"
-        )
+        tab.waits("window.fetching")
+        tab.js("history.pushState({}, '', '/two')")
+        held.set()
         assert tab.outcome() == "shared"
         tab.shared(title="/two")
         assert [call["url"] for call in tab.configs()] == [base + "/two"]
@@ -237,26 +241,21 @@ class TestQuickRoutes:
     ) -> None:
         calls = f"""
           window.first = wechatSign({{title: '1'}}){SAY}
-          setTimeout(() => {{ window.second = wechatSign({{title: '2'}}){SAY} }}, 90)
+          const poll = setInterval(() => {{
+            if (!phone.count('preVerifyJSAPI')) return
+            clearInterval(poll)
+            history.pushState({{}}, '', route)
+            window.second = wechatSign({{title: '2'}}){SAY}
+          }}, 5)
         """
         tab = either("Android", delays={"preVerifyJSAPI": 150}, problems=["", "fail_x"])
-        tab.open(site(page(signing, calls)))
+        tab.open(site(page(signing, "const route = '/a';" + calls)) + "/a")
         assert (tab.outcome("first"), tab.outcome("second")) == ("shared", "shared")
         tab.shared(title="2")
         assert_all_good(tab, 1)
 
         tab = either("Android", delays={"preVerifyJSAPI": 150}, problems=["", "invalid_url_domain"])
-        tab.open(
-            site(
-                page(
-                    signing,
-                    calls.replace(
-                        "second", "second = history.pushState({}, '', '/b'); window.second"
-                    ),
-                )
-            )
-            + "/a"
-        )
+        tab.open(site(page(signing, "const route = '/b';" + calls)) + "/a")
         said = "config:invalid url domain"
         assert (tab.outcome("first"), tab.outcome("second")) == (said, said)
 
