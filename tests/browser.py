@@ -176,6 +176,7 @@ def signing_server() -> Iterator[Signing]:
 
 def launched() -> Iterator[Any]:
     """Chromium."""
+    npm_file(*WEIXIN)
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     names = ("chromium", "chromium-browser", "google-chrome")
     binary = next(filter(None, map(shutil.which, names)), None)
@@ -298,6 +299,7 @@ class WebKit:
     """WebKitGTK's browser behind its WebDriver, one user agent for each session."""
 
     def __init__(self) -> None:
+        npm_file(*WEIXIN)
         driver = shutil.which("WebKitWebDriver")
         folders = Path("/usr/lib").glob("*/webkit2gtk-4*/MiniBrowser")
         self._binary = next(map(str, folders), "")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from browser import KINDS as AGENTS
-from browser import Phone, Signing, Site, bridge_for
+from browser import Phone, Signing, Site, bridge_for, npm_file
 
 PACKAGES = {
     "Vue": [
@@ -179,6 +179,8 @@ Go = Callable[..., list[Visit]]
 def go(request: pytest.FixtureRequest, site: Site, signing: Signing) -> Go:
     """Opens an app on phones of these kinds at once, in Chromium or in WebKit."""
     app, mode = request.param
+    for package in PACKAGES[app.partition(" ")[0]]:
+        npm_file(*package)
     base = site(spa(app, mode, signing))
 
     def opened(route: str, *kinds: str, in_webkit: bool = False, **more: Any) -> list[Visit]:
