@@ -56,10 +56,10 @@ class JsapiTickets:
 
         Raises SigningError, the same one for all who ask until the next look.
         """
-        refresh = self._refresh
-        if refresh is None or self.look_in <= 0:
+        refresh, now = self._refresh, self._clock()
+        if refresh is None or self._due_in(now) <= 0:
             refresh = self._refreshing()
-        held = self._held()
+        held = self._held(now)
         if held is not None:
             return held.value
         try:
@@ -76,12 +76,15 @@ class JsapiTickets:
     @property
     def look_in(self) -> float:
         """Seconds until the next look; 0 or less where it is due, as after a step of the clock."""
-        now = self._clock()
+        return self._due_in(self._clock())
+
+    def _due_in(self, now: float) -> float:
         return self._look_at - now if self._clock.steps == self._steps else 0.0
 
     def health(self) -> Health:
         """What is known without asking Redis or WeChat."""
-        now, held = self._clock(), self._held()
+        now = self._clock()
+        held = self._held(now)
         return Health(
             usable=held is not None,
             age=now - self._fresh_at if held is not None else math.inf,
@@ -104,9 +107,9 @@ class JsapiTickets:
             if in_flight:
                 await asyncio.to_thread(self._renewal.cache.release_lock)
 
-    def _held(self) -> Credential | None:
+    def _held(self, now: float) -> Credential | None:
         ticket = self._ticket
-        return ticket if ticket is not None and self._clock() < ticket.usable_until else None
+        return ticket if ticket is not None and now < ticket.usable_until else None
 
     def _refreshing(self) -> asyncio.Task[str]:
         """The refresh in flight, or a new one: all who wait share it, its error included."""
@@ -116,7 +119,8 @@ class JsapiTickets:
         return self._refresh
 
     async def _look_up(self) -> str:
-        began, held = self._clock(), self._held()
+        began = self._clock()
+        held = self._held(began)
         self._steps = self._clock.steps
         pause = LOOK_SOON
         try:
