@@ -42,7 +42,7 @@ from wechat_sign.errors import (
     SigningError,
     WeChatRefused,
 )
-from wechat_sign.page_url import difference, host_is_listed, host_of, page_url, shown
+from wechat_sign.page_url import MAX_LENGTH, difference, host_is_listed, host_of, page_url, shown
 from wechat_sign.renewal import Renewal
 from wechat_sign.sandbox import Sandbox, print_banner
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
@@ -64,6 +64,7 @@ PAGE = (
     .read_text(encoding="utf-8")
     .replace("{{causes}}", json.dumps(CAUSES, ensure_ascii=False).replace("<", "\\u003c"))
     .replace("{{version}}", VERSION)  # for caches
+    .replace("{{max_length}}", str(MAX_LENGTH))
 )
 PAGE_POLICY = (
     "default-src 'none'; style-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import redis
 from redis.exceptions import RedisClusterException
@@ -22,6 +22,13 @@ READING, WRITING, REACHING = "reading from Redis", "writing to Redis", "reaching
 
 class Unavailable(Exception):
     """Redis did not do what it was asked; the reason is in the log."""
+
+
+def words_of(error: Exception) -> str:
+    """The error's text without the arguments of the failed command, which redis-py and Redis
+    repeat, credentials among them, and without a Sentinel's whole connection."""
+    reason = str(error).rpartition("caused error: ")[2].partition(", with args")[0]
+    return reason.partition(" : <")[0]
 
 
 class CircuitBreaker:
@@ -56,15 +63,12 @@ class CircuitBreaker:
             del self.trouble[what]
             log.info("%s works again", what)
 
-    def _failed(self, what: str, error: Any) -> None:
-        # redis-py and Redis repeat the arguments of a failed command, and what makes no sense in
-        # a reply; credentials may be among both.
-        reason = str(error).rpartition("caused error: ")[2].partition(", with args")[0]
-        reason = reason.partition(" : <")[0]  # a Sentinel's whole connection
+    def _failed(self, what: str, error: Exception) -> None:
+        # What makes no sense in a reply is repeated, too; credentials may be among it.
         shown = redis.ConnectionError | redis.TimeoutError | redis.ResponseError
         shown |= RedisClusterException
         nonsense = isinstance(error, redis.InvalidResponse) or not isinstance(error, shown)
-        cause = type(error).__name__ + ("" if nonsense else f": {reason}")
+        cause = type(error).__name__ + ("" if nonsense else f": {words_of(error)}")
         if what not in self.trouble:
             log.warning("%s at %s fails, going on without: %s", what, self._place, cause)
         self.trouble[what] = cause

@@ -80,14 +80,15 @@ class BackOff:
 
     def failed(self, error: SigningError) -> None:
         """Begins a pause, twice as long as the last one."""
-        first, longest = TRANSIENT_BACK_OFF if error.transient else BACK_OFF
-        if error.transient and isinstance(error, WeChatRefused) and error.errcode in TOKEN_REFUSED:
-            longest = TOKEN_BACK_OFF[1]
+        first, longest = BACK_OFF
+        if error.transient:
+            token_refused = getattr(error, "errcode", 0) in TOKEN_REFUSED
+            first, longest = TOKEN_BACK_OFF if token_refused else TRANSIENT_BACK_OFF
         self.pause = min(longest, max(first, 2 * self.pause))
         self.adopt(error, self.pause)
 
     def adopt(self, error: SigningError, remaining: float) -> None:
-        """Goes on with the pause that another instance began."""
+        """Leaves WeChat alone for `remaining` seconds because of the error, whoever met it."""
         self._over = self._clock() + remaining
         self.error = error
 
@@ -236,8 +237,8 @@ class Renewal:
             else:
                 break
         self.cache.sync(key)
-        recheck = self._settings.redis.recheck or GRANTED_LIFE
-        return self._keep(self._settings.jsapi_ticket_key, grant, began, recheck=recheck)
+        fresh_for = self._settings.redis.fresh_for
+        return self._keep(self._settings.jsapi_ticket_key, grant, began, fresh_for=fresh_for)
 
     def _access_token(self) -> str:
         key = self._settings.access_token_key
@@ -257,14 +258,14 @@ class Renewal:
         recheck = self._settings.redis.recheck
         return voids and usable is not None and self.clock() < usable.fresh_until + recheck
 
-    def _keep(self, key: str, grant: Grant, began: float, *, recheck: int = 0) -> Credential:
+    def _keep(self, key: str, grant: Grant, began: float, *, fresh_for: int = 0) -> Credential:
         """Puts it into the cache, with its life counted from before WeChat was asked; gives what
         the cache has then, which is another one where this answer came too late."""
         granted = min(grant.expires_in, GRANTED_LIFE)
         life = min(self._settings.redis.expire, max(granted - MARGIN, granted / 2))
-        fresh_until = began + min(recheck, life)
+        fresh_until = began + min(fresh_for, life)
         credential = Credential(grant.value, began + life, began + granted, fresh_until)
         self.cache.put(key, credential)
-        name = "jsapi_ticket" if recheck else "access_token"
+        name = "jsapi_ticket" if fresh_for else "access_token"
         log.info("%s fetched from WeChat, kept for %d s", name, life)
         return self.cache.get(key) or credential

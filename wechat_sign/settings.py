@@ -198,6 +198,11 @@ class RedisSettings:
         return bool(self.url or self.host)
 
     @property
+    def fresh_for(self) -> int:
+        """Seconds for which a ticket that WeChat confirmed is not asked for again."""
+        return self.recheck or GRANTED_LIFE
+
+    @property
     def place(self) -> str:
         """Where it is, to be shown to people; without the password."""
         return self.url.place if self.url else f"{self.host}:{self.port}/{self.db}"

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
@@ -24,13 +24,13 @@ from redis.exceptions import RedisClusterException
 from redis.lock import Lock
 from redis.retry import Retry
 
+from .breaker import words_of
 from .clock import Clock
 from .credentials import is_credential
 from .errors import ConfigError
 from .settings import GRANTED_LIFE, RedisSettings, Settings
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 Client = redis.Redis | redis.RedisCluster
 
 UNDATED_LIFE: Final = 60.0
@@ -99,6 +99,8 @@ def connect(settings: RedisSettings) -> Callable[[], Client]:
     try:
         nodes = [parse_url(node) for node in url.nodes]
         given = common | nodes[0] | once
+        if given.get("connection_class") is redis.SSLConnection:
+            given.setdefault("ssl_check_hostname", True)
         for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
             if name in given and not Path(given[name]).is_file():
                 raise ValueError(f"{name}: there is no file {given[name]}")
@@ -110,8 +112,6 @@ def connect(settings: RedisSettings) -> Callable[[], Client]:
 
 
 def _one(_service: str, _nodes: list[dict[str, Any]], given: dict[str, Any]) -> Any:
-    if given.get("connection_class") is redis.SSLConnection:
-        given.setdefault("ssl_check_hostname", True)
     pool = redis.ConnectionPool(**given)
     pool.make_connection()  # it does not connect, but looks at its arguments
     return lambda: redis.Redis(connection_pool=pool)
@@ -157,7 +157,6 @@ def _tls(given: dict[str, Any]) -> None:
         given.pop(name, None)
     if given.pop("connection_class", None):
         given["ssl"] = True
-        given.setdefault("ssl_check_hostname", True)
 
 
 class RedisStore:
@@ -177,7 +176,7 @@ class RedisStore:
         self._lock_key = settings.lock_key
         self._lock_token = secrets.token_hex(16)
         self._lease = settings.lease
-        self._recheck = settings.redis.recheck or GRANTED_LIFE
+        self._fresh_for = settings.redis.fresh_for
         self.locked = False
         """Whether this process holds the lock, for all that it knows."""
         self.maybe_locked = False
@@ -245,7 +244,7 @@ class RedisStore:
         if named is None or named[1].decode() != digest:
             return value, Credential(text, expires, expires)
         usable_until = expires + int(named[2]) / 1000
-        if fresh_for / 1000 > self._recheck + 1.0:  # when WeChat was asked, it does not tell
+        if fresh_for / 1000 > self._fresh_for + 1.0:  # when WeChat was asked, it does not tell
             return value, Credential(text, expires, usable_until)
         fresh_until = self._clock() + fresh_for / 1000
         return value, Credential(text, expires, usable_until, fresh_until)
@@ -289,18 +288,18 @@ class RedisStore:
         if key in self._owner_keys:
             values[self._owner_keys[key]] = (f"{self._appid} {digest}", life)
         there, theirs = self._read(key)
-        newer = theirs is not None and (
-            now < theirs.fresh_until
-            or (now >= credential.fresh_until and theirs.expires >= credential.expires)
-        )
-        anothers = theirs is None and is_credential(there.decode("ascii", "replace"))
+        if theirs is None:  # nothing, or another account's
+            stays = is_credential(there.decode("ascii", "replace"))
+        else:
+            outlasts = now >= credential.fresh_until and theirs.expires >= credential.expires
+            stays = now < theirs.fresh_until or outlasts
         if not self._scripts:
-            if (newer or anothers) and not self._holds(self._lock_key, self._lock_token):
+            if stays and not self._holds(self._lock_key, self._lock_token):
                 return False
             for name, (text, ms) in values.items():
                 self._client.set(name, text, px=ms)
             return True
-        judged = secrets.token_hex(16) if newer or anothers else there
+        judged = secrets.token_hex(16) if stays else there
         keys = [key, self._lock_key, *[name for name in values if name != key]]
         arguments = [self._lock_token, judged]
         for text, ms in values.values():
@@ -390,7 +389,7 @@ class RedisStore:
                     raise
                 there, reason = None, type(error).__name__
                 if isinstance(error, redis.ResponseError):
-                    reason = str(error).partition(", with args")[0]
+                    reason = words_of(error)
             if there != self._lock_token.encode():
                 self.loss = (
                     f"without scripts ({reason}) an answer that comes late may replace a newer one"
