@@ -32,10 +32,10 @@ from harness import (
     eventually,
     free_port,
     signature_of,
+    unavailable,
     write_ini,
 )
 
-CI = bool(os.environ.get("CI"))
 NPM = Path(__file__).with_name(".npm")
 """The packages that were fetched; no part of the project."""
 WEIXIN = ("weixin-js-sdk@1.6.0", "index.original.js")
@@ -43,13 +43,6 @@ WEIXIN = ("weixin-js-sdk@1.6.0", "index.original.js")
 WEIXIN_COMMONJS = ("weixin-js-sdk@1.6.0", "index.js")
 BRIDGE = Path(__file__).with_name("bridge.js").read_text(encoding="utf-8")
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-
-
-def unavailable(what: str) -> None:
-    """Skips the test; under CI, where all is to be there, it fails."""
-    if CI:
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 def npm_file(package: str, path: str) -> str:

@@ -22,10 +22,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -242,6 +243,12 @@ class RedisServer:
         """How many it has processed."""
         return int(self.run("INFO", "stats")["total_commands_processed"])
 
+    def counting(self) -> Callable[[], int]:
+        """Gives a function that tells how many it processed since, but those of counting."""
+        overhead = -self.commands + self.commands
+        before = self.commands
+        return lambda: self.commands - before - overhead
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -413,6 +420,24 @@ class Client(threading.Thread):
 def resident(process: subprocess.Popen[Any]) -> int:
     """KiB of memory."""
     return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(process.pid)]))  # noqa: S607
+
+
+def unavailable(what: str) -> NoReturn:
+    """Skips the test; under CI, where all is to be there, it fails."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def run_check(wechat: Sandbox, ini: Path, *lines: str, **environ: Any) -> tuple[int, str]:
+    """`--check` against the sandbox, with further lines for its INI file: the exit status and
+    what it said, which may have no credential in it."""
+    process = Server("--config", str(write_ini(ini, wechat, *lines)), "--check", **environ)
+    status = process.wait()
+    assert_no_credential(process.output, wechat.issued)
+    assert "Traceback" not in process.output
+    assert "\033" not in process.output
+    return status, process.output
 
 
 def fetch(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, Any]]:

@@ -13,11 +13,9 @@ from harness import (
     Fault,
     RedisServer,
     Sandbox,
-    Server,
     Start,
-    assert_no_credential,
     fetch,
-    write_ini,
+    run_check,
 )
 
 
@@ -29,13 +27,8 @@ class Check:
         self.ini = folder / "check.ini"
 
     def __call__(self, *lines: str) -> tuple[int, list[str]]:
-        write_ini(self.ini, self.wechat, *lines)
-        process = Server("--config", str(self.ini), "--check")
-        status = process.wait()
-        assert_no_credential(process.output, self.wechat.issued)
-        assert "Traceback" not in process.output
-        assert "\033" not in process.output
-        return status, process.output.splitlines()
+        status, said = run_check(self.wechat, self.ini, *lines)
+        return status, said.splitlines()
 
 
 @pytest.fixture

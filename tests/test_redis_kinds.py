@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import threading
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,13 +27,14 @@ from harness import (
     Sandbox,
     Server,
     Start,
-    assert_no_credential,
     assert_signs,
     eventually,
     fetch,
     free_port,
     redis_binaries,
+    run_check,
     signature_of,
+    unavailable,
     write_ini,
 )
 from topologies import Certificates, ClusterOfThree, Sentinels, Twemproxy, twemproxy_binary
@@ -59,13 +60,6 @@ PASSWORD = "p@ss/w0rd:%41?"
 
 Instance = Callable[..., Renewal]
 Check = Callable[..., tuple[int, str]]
-
-
-def unavailable(reason: str) -> None:
-    """Skips, but not where all is to be tested."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @dataclass
@@ -116,15 +110,7 @@ def instance(wechat: Sandbox, tmp_path: Path) -> Instance:
 def check(wechat: Sandbox, tmp_path: Path) -> Check:
     """Runs `--check` with lines of an INI file: its exit status, and what it said."""
 
-    def run(*lines: str, **environ: Any) -> tuple[int, str]:
-        ini = write_ini(tmp_path / "check.ini", wechat, *lines)
-        process = Server("--config", str(ini), "--check", **environ)
-        status = process.wait()
-        assert_no_credential(process.output, wechat.issued)
-        assert "Traceback" not in process.output
-        return status, process.output
-
-    return run
+    return partial(run_check, wechat, tmp_path / "check.ini")
 
 
 @pytest.fixture
@@ -394,6 +380,14 @@ class Load:
                 self.failed.append((status, answer))
 
 
+def signing(start: Start, wechat: Sandbox, lines: list[str], count: int) -> list[Server]:
+    """So many servers, each of which has signed."""
+    running = [start(*lines, look_interval=LOOK_INTERVAL) for _ in range(count)]
+    for one in running:
+        assert_signs(one, wechat)
+    return running
+
+
 def signs(running: Server, wechat: Sandbox) -> bool:
     """Whether it signs with the ticket that is alive."""
     answer = fetch(f"{running.url}/getApi?url={PAGE}")[1]
@@ -418,9 +412,7 @@ def assert_one_renews_for_all(
 def test_a_fail_over_under_load_costs_no_page_and_at_most_one_call(
     start: Start, wechat: Sandbox, sentinels: Sentinels, fault: str
 ) -> None:
-    running = [start(*sentinels.ini, look_interval=LOOK_INTERVAL) for _ in range(3)]
-    for one in running:
-        assert_signs(one, wechat)
+    running = signing(start, wechat, sentinels.ini, 3)
     assert wechat.calls == ONE_OF_EACH
     with Load(running, wechat) as load:
         old = sentinels.primary
@@ -502,9 +494,7 @@ def those_without_the_keys(cluster: ClusterOfThree) -> list[RedisServer]:
 def test_a_master_that_hangs_without_the_keys_is_noticed_by_nobody(
     start: Start, wechat: Sandbox, cluster: ClusterOfThree
 ) -> None:
-    running = [start(*cluster.ini, look_interval=LOOK_INTERVAL) for _ in range(2)]
-    for one in running:
-        assert_signs(one, wechat)
+    running = signing(start, wechat, cluster.ini, 2)
     owner = cluster.master_of(IN_CLUSTER + "jsapi_ticket")
     with Load(running, wechat) as load:
         those_without_the_keys(cluster)[0].pause()
@@ -521,9 +511,7 @@ def test_a_master_that_hangs_without_the_keys_is_noticed_by_nobody(
 def test_the_master_that_has_the_keys_hangs_under_load_and_comes_back(
     start: Start, wechat: Sandbox, cluster: ClusterOfThree
 ) -> None:
-    running = [start(*cluster.ini, look_interval=LOOK_INTERVAL) for _ in range(2)]
-    for one in running:
-        assert_signs(one, wechat)
+    running = signing(start, wechat, cluster.ini, 2)
     owner = cluster.master_of(IN_CLUSTER + "jsapi_ticket")
     with Load(running, wechat) as load:
         owner.pause()

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from browser import KINDS, NPM, WEIXIN_COMMONJS, Phone, Signing, Site, npm_file, unavailable
+from browser import KINDS, NPM, WEIXIN_COMMONJS, Phone, Signing, Site, npm_file
 from conftest import OpenPhone
-from harness import ROOT, Fault, Sandbox, Start, eventually
+from harness import ROOT, Fault, Sandbox, Start, eventually, unavailable
 
 SCRIPT = (ROOT / "wechat_sign" / "wechat-sign.js").read_text(encoding="utf-8")
 ACORN = ("acorn@8.14.0", "dist/acorn.js")

@@ -98,12 +98,8 @@ class Sentinels:
 
     @property
     def url(self) -> str:
-        return self.url_for()
-
-    def url_for(self, user: str = "", more: str = "") -> str:
-        """`user`: "name:password@"; `more`: the database and the query."""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{user}{hosts}/{self.service}{more}"
+        return f"redis+sentinel://{hosts}/{self.service}"
 
     @property
     def ini(self) -> list[str]:
@@ -139,12 +135,6 @@ class Sentinels:
         """The one killed, at once; the promotion takes some seconds."""
         old = self.primary
         old.kill()
-        return old
-
-    def fail_over(self) -> RedisServer:
-        """Kills the primary, waits for the promotion, and gives the one killed."""
-        old = self.kill_primary()
-        self.wait_for_promotion(old)
         return old
 
     def bring_back(self, old: RedisServer) -> None:
@@ -234,9 +224,6 @@ class ClusterOfThree:
     def flush(self) -> None:
         for master in self.masters:
             master.run("FLUSHALL")
-
-    def keys(self) -> set[str]:
-        return {key for master in self.masters for key in master.run("KEYS", "*")}
 
     def stop(self) -> None:
         self._stack.close()
