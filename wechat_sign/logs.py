@@ -1,0 +1,74 @@
+"""What the log shows: printable lines, not too long, and not the same over and over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Hashable
+from types import TracebackType
+from typing import Final
+
+LONGEST_TEXT: Final = 300
+"""Characters that are shown of a text that came from outside."""
+LONGEST_LINE: Final = 4000
+"""Characters of a line in the log; no advice is so long."""
+INTERVAL: Final = 1.0
+"""Seconds for which the same kind of line is held back."""
+
+
+def printable(text: str, longest: int = LONGEST_TEXT) -> str:
+    """The text as it is safe to show: what is not printable is escaped, what is too long is cut.
+
+    For whatever comes from outside: U+0085 begins a line of the log that nobody wrote, U+009B
+    and ESC rule a terminal, U+202E turns a host round.
+    """
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    if text.isprintable():
+        return text
+    escaped = (
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+    return "".join(escaped)[:longest]
+
+
+class LineFormatter(logging.Formatter):
+    """Whatever is logged, by whomever: a line stays one, and a terminal obeys nobody."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record), LONGEST_LINE)
+
+    def formatException(
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None]
+        | tuple[None, None, None],
+    ) -> str:
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(printable(line, LONGEST_LINE) for line in lines)
+
+
+class Throttle:
+    """Logs the first of a kind at once and then one in a second, with how many there were.
+
+    A class because it carries what is held back. For the event loop's thread.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, tuple[int, Callable[[str], None]]] = {}
+
+    def log(self, kind: Hashable, write: Callable[[str], None]) -> None:
+        """Has `write` log one of this kind, now or when its turn comes, and how many it stands
+        for: "" for one alone. Of those whose turn never comes the last one is logged."""
+        if kind in self._held:
+            self._held[kind] = (self._held[kind][0] + 1, write)
+        else:
+            self._write(kind, "", write)
+
+    def _write(self, kind: Hashable, number: str, write: Callable[[str], None]) -> None:
+        write(number)
+        self._held[kind] = (0, write)
+        asyncio.get_running_loop().call_later(INTERVAL, self._next, kind)
+
+    def _next(self, kind: Hashable) -> None:
+        number, write = self._held.pop(kind)
+        if number:
+            self._write(kind, f" ({number} like it in a second)" if number > 1 else "", write)
