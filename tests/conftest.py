@@ -21,6 +21,17 @@ from browser import (
 from harness import MovedClock, RedisServer, Sandbox, Server, Start, assert_no_credential, write_ini
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--mutations", type=int, default=5000, help="how many answers of WeChat are mutated"
+    )
+
+
+@pytest.fixture
+def mutations(pytestconfig: pytest.Config) -> int:
+    return int(pytestconfig.getoption("--mutations"))
+
+
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     server = RedisServer()

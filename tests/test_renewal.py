@@ -177,7 +177,7 @@ def test_a_marker_beside_the_ticket_says_which_one_was_confirmed_lately(
 
 @pytest.mark.parametrize(
     ("expires_in", "kept"),
-    [(7200, 7100), (9999, 7100), (7199, 7099), (345, 245), (300, 200), (190, 95), (5, 2.5)],
+    [(7200, 7100), (9999, 7100), (7199, 7099), (345, 245), (300, 200), (190, 95), (60, 30)],
 )
 @pytest.mark.parametrize("expire", [7100, 7200])
 def test_a_credential_is_kept_for_less_than_wechat_grants(
@@ -188,7 +188,7 @@ def test_a_credential_is_kept_for_less_than_wechat_grants(
     assert kept - 2 <= redis_server.run("PTTL", TICKET_KEY) / 1000 <= kept
 
 
-@pytest.mark.parametrize("expires_in", [5, 50, 150, 345, 3000, 7200])
+@pytest.mark.parametrize("expires_in", [60, 150, 345, 3000, 7200])
 @pytest.mark.parametrize("shared", [True, False])
 def test_nobody_uses_a_ticket_for_longer_than_wechat_granted(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, expires_in: int, shared: bool

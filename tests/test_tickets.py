@@ -204,7 +204,7 @@ def test_a_ticket_that_nobody_renews_is_looked_at_every_10_s_all_the_same(
     running(scenario)
 
 
-@pytest.mark.parametrize(("expires_in", "later"), [(6, 3), (0.4, 0.45)])
+@pytest.mark.parametrize(("expires_in", "later"), [(60, 31), (60, 61)])
 def test_a_ticket_that_ends_soon_is_replaced_in_time(
     wechat: Sandbox, clock: MovedClock, expires_in: float, later: float
 ) -> None:
@@ -337,7 +337,7 @@ def test_an_error_raised_again_and_again_does_not_grow(wechat: Sandbox, clock: M
                 while trace is not None:
                     length, trace = length + 1, trace.tb_next
                 lengths.add(length)
-        assert max(lengths) < 12
+        assert max(lengths) < 20
 
     running(scenario)
 

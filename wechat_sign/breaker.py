@@ -10,6 +10,8 @@ import redis
 from redis.exceptions import RedisClusterException
 
 from .clock import Clock
+from .deadline import Overdue
+from .logs import printable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,7 +30,7 @@ def words_of(error: Exception) -> str:
     """The error's text without the arguments of the failed command, which redis-py and Redis
     repeat, credentials among them, and without a Sentinel's whole connection."""
     reason = str(error).rpartition("caused error: ")[2].partition(", with args")[0]
-    return reason.partition(" : <")[0]
+    return printable(reason.partition(" : <")[0])
 
 
 class CircuitBreaker:
@@ -66,7 +68,7 @@ class CircuitBreaker:
     def _failed(self, what: str, error: Exception) -> None:
         # What makes no sense in a reply is repeated, too; credentials may be among it.
         shown = redis.ConnectionError | redis.TimeoutError | redis.ResponseError
-        shown |= RedisClusterException
+        shown |= RedisClusterException | Overdue
         nonsense = isinstance(error, redis.InvalidResponse) or not isinstance(error, shown)
         cause = type(error).__name__ + ("" if nonsense else f": {words_of(error)}")
         if what not in self.trouble:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from functools import partial
+from typing import Final, TypeVar
 
 from .breaker import REACHING, READING, WRITING, CircuitBreaker, Unavailable
 from .clock import Clock, SystemClock
+from .deadline import Overdue, within
 from .errors import LockedElsewhere
 from .settings import Settings
 from .store import Credential, RedisStore
 
 T = TypeVar("T")
+
+DEADLINE: Final = 6.0
+"""Seconds for all that is asked of Redis at once: a Cluster whose nodes hang takes 5."""
 
 
 class Cache:
@@ -28,7 +33,8 @@ class Cache:
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
-        self._store = RedisStore(settings, self.clock) if settings.redis.is_set else None
+        self._new_store = partial(RedisStore, settings, self.clock)
+        self._store = self._new_store() if settings.redis.is_set else None
         self._breaker = CircuitBreaker(settings.redis.place, self.clock)
         self._back_off_key = settings.back_off_key
         self._probe_key = settings.probe_key
@@ -172,4 +178,11 @@ class Cache:
         store = self._store
         if store is None:
             raise Unavailable
-        return self._breaker.call(what, lambda: operation(store))
+        return self._breaker.call(what, partial(self._in_time, store, operation))
+
+    def _in_time(self, store: RedisStore, operation: Callable[[RedisStore], T]) -> T:
+        try:
+            return within(DEADLINE, partial(operation, store), store.cut)
+        except Overdue:
+            self._store = self._new_store()  # the other may still be at it, like a slow instance
+            raise

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import configparser
 import re
+import traceback
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from .logs import printable
 
 
 class Advice(NamedTuple):
@@ -94,16 +97,16 @@ class WeChatRefused(SigningError):
     """WeChat answered with an errcode. `address` is this host's as WeChat saw it, if it said."""
 
     def __init__(self, errcode: int, errmsg: str, *, endpoint: str) -> None:
-        seen = re.search(r"invalid ip ([0-9a-fA-F.:]+)", errmsg)
         self.errcode = errcode
-        self.errmsg = errmsg
+        self.errmsg = printable(errmsg)
         self.endpoint = endpoint
+        seen = re.search(r"invalid ip ([0-9a-fA-F.:]{3,39})", self.errmsg)
         self.address = seen[1] if seen else ""
         known = _TABLE["errcode"]
         name = known.get(str(errcode), known["else"])
         name = known.get(f"{errcode} {endpoint}", name)
         self.transient = errcode in _TRANSIENT or (errcode, endpoint) == (40001, "getticket")
-        what = f"WeChat refused {endpoint} with errcode {errcode} ({errmsg})"
+        what = f"WeChat refused {endpoint} with errcode {errcode} ({self.errmsg})"
         super().__init__(what, _advice(name).about(self.address))
 
 
@@ -127,6 +130,18 @@ class LockedElsewhere(SigningError):
     def __init__(self) -> None:
         what = "another instance holds the lock and is asking WeChat for the ticket"
         super().__init__(what, _advice("locked elsewhere"))
+
+
+class Unexpected(SigningError):
+    """What nobody foresaw, by its class and where it was raised: its text may have a credential
+    in it."""
+
+    transient = True
+
+    def __init__(self, error: Exception) -> None:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        super().__init__(f"{type(error).__name__} in {where}", _advice("unexpected"))
 
 
 class Stopping(SigningError):

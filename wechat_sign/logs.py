@@ -34,10 +34,10 @@ def printable(text: str, longest: int = LONGEST_TEXT) -> str:
 class LineFormatter(logging.Formatter):
     """Whatever is logged, by whomever: a line stays one, and a terminal obeys nobody."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return printable(super().formatMessage(record), LONGEST_LINE)
 
-    def formatException(
+    def formatException(  # noqa: N802
         self,
         ei: tuple[type[BaseException], BaseException, TracebackType | None]
         | tuple[None, None, None],

@@ -38,7 +38,14 @@ from typing import Any, Final
 from .cache import Cache
 from .clock import Clock
 from .credentials import Grant, WeChat
-from .errors import ABOUT_THE_HOST, TOKEN_REFUSED, LockedElsewhere, SigningError, WeChatRefused
+from .errors import (
+    ABOUT_THE_HOST,
+    TOKEN_REFUSED,
+    LockedElsewhere,
+    SigningError,
+    Unexpected,
+    WeChatRefused,
+)
 from .settings import GRANTED_LIFE, Settings
 from .store import Credential
 
@@ -118,8 +125,25 @@ class Renewal:
     def look_up(self, held: Credential | None) -> Credential:
         """The best ticket there is: from the cache, from WeChat, or the usable one that is held.
 
-        Raises SigningError where there is none.
+        Raises SigningError where there is none, and nothing else.
         """
+        try:
+            if isinstance(self.back_off.error, Unexpected):
+                self.back_off.check()
+            return self._look_up(held)
+        except Exception as error:
+            failure = error if isinstance(error, SigningError) else self._unexpected(error)
+            if held is None or self.clock() >= held.usable_until:
+                raise failure from None
+            return held
+
+    def _unexpected(self, error: Exception) -> Unexpected:
+        failure = Unexpected(error)
+        self.back_off.failed(failure)
+        log.error("looking for the ticket failed: %s", failure)
+        return failure
+
+    def _look_up(self, held: Credential | None) -> Credential:
         found = self._cached(held)
         self.cache.sync(self._settings.jsapi_ticket_key)
         self.cache.release_lock()  # where the last look could not

@@ -12,6 +12,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -46,10 +47,10 @@ _MARKER: Final = re.compile(rb"([0-9a-f]{40}) ([0-9]{1,7})")
 # first key held when it was judged, and a value and its ms for each key but the lock's.
 _SET: Final = """
     local function get(key)
-        local value = redis.pcall('get', key)
-        return type(value) == 'string' and value
+        local value = redis.pcall('getrange', key, 0, 4095)
+        return type(value) == 'string' and value or ''
     end
-    if get(KEYS[2]) ~= ARGV[1] and (get(KEYS[1]) or '') ~= ARGV[2] then return 0 end
+    if get(KEYS[2]) ~= ARGV[1] and get(KEYS[1]) ~= ARGV[2] then return 0 end
     local done = redis.pcall('set', KEYS[1], ARGV[3], 'px', ARGV[4])
     for n = 3, #KEYS do
         if done.err then break end
@@ -114,7 +115,7 @@ def connect(settings: RedisSettings) -> Callable[[], Client]:
 def _one(_service: str, _nodes: list[dict[str, Any]], given: dict[str, Any]) -> Any:
     pool = redis.ConnectionPool(**given)
     pool.make_connection()  # it does not connect, but looks at its arguments
-    return lambda: redis.Redis(connection_pool=pool)
+    return lambda: redis.Redis.from_pool(pool)
 
 
 def _sentinel(service: str, nodes: list[dict[str, Any]], given: dict[str, Any]) -> Any:
@@ -192,6 +193,13 @@ class RedisStore:
             self._made = self._connect()
         return self._made
 
+    def cut(self) -> None:
+        """Closes all connections, so that what another thread waits for ends."""
+        if self._made is not None:
+            # What the other thread changes meanwhile makes this fail in several ways.
+            with suppress(redis.RedisError, OSError, AttributeError, RuntimeError):
+                self._made.close()
+
     def where(self) -> str:
         """Host and port of the node that has the credentials, as far as that is to be found out;
         "" for the one that the settings name."""
@@ -211,7 +219,7 @@ class RedisStore:
         """
         marked = key == self._ticket_key
         if marked and known is not None and self._clock() < known.fresh_until:
-            value, fresh_for = self._all(("GET", key), ("PTTL", self._checked_key))
+            value, fresh_for = self._all(("GETRANGE", key), ("PTTL", self._checked_key))
             changed = abs(self._clock() + fresh_for / 1000 - known.fresh_until)
             if value == known.value.encode() and changed < 1.0:
                 return known
@@ -220,11 +228,11 @@ class RedisStore:
     def _read(self, key: str) -> tuple[bytes, Credential | None]:
         """The bytes under the key, and the credential that they are."""
         # The life first: where the key changes in between, the newer value gets the shorter life.
-        commands = [("PTTL", key), ("GET", key)]
+        commands = [("PTTL", key), ("GETRANGE", key)]
         if key == self._ticket_key:
-            commands += [("PTTL", self._checked_key), ("GET", self._checked_key)]
+            commands += [("PTTL", self._checked_key), ("GETRANGE", self._checked_key)]
         if key in self._owner_keys:
-            commands.append(("GET", self._owner_keys[key]))
+            commands.append(("GETRANGE", self._owner_keys[key]))
         life, value, *more = self._all(*commands)
         owner = more.pop() if key in self._owner_keys else None
         text = (value or b"").decode("ascii", "replace")
@@ -254,11 +262,12 @@ class RedisStore:
         return theirs == digest and appid != self._appid
 
     def _all(self, *commands: tuple[str, str]) -> list[Any]:
-        """The answers, with None for a key that holds no string."""
+        """The answers; for a key that holds no string, None."""
         # No transaction: a Redis that is out of memory refuses those, even to read.
         with self._client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
+            for name, key in commands:
+                # What is longer is no credential: there may be anything under a key.
+                pipe.execute_command(name, key, *((0, 4095) if name == "GETRANGE" else ()))
             answers: list[Any] = pipe.execute(raise_on_error=False)
         for place, answer in enumerate(answers):
             if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
@@ -318,6 +327,8 @@ class RedisStore:
             lock.acquire(blocking=wait > 0, blocking_timeout=wait, token=self._lock_token)
             or self.extend()  # it is ours where an earlier answer was lost
         )
+        if not self.locked and self._client.pttl(self._lock_key) == -1:
+            self._client.pexpire(self._lock_key, int(1000 * self._lease))  # as all locks here have
         self.maybe_locked = self.locked
         if self.locked and self._scripts is None:
             self._scripts = self._scripts_work()
@@ -346,7 +357,7 @@ class RedisStore:
 
     def noted(self, key: str) -> tuple[str, float]:
         """What `note` set, and for how many seconds more; an empty text where nothing is there."""
-        life, value = self._all(("PTTL", key), ("GET", key))
+        life, value = self._all(("PTTL", key), ("GETRANGE", key))
         return ((value or b"").decode("utf-8", "replace"), life / 1000)
 
     def forget(self, key: str) -> bool:

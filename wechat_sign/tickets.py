@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from .errors import SigningError, Stopping
+from .errors import SigningError, Stopping, Unexpected
 from .renewal import Renewal
 from .store import Credential
 
@@ -115,7 +115,8 @@ class JsapiTickets:
         """The refresh in flight, or a new one: all who wait share it, its error included."""
         if self._refresh is None or self._refresh.done():
             self._refresh = asyncio.ensure_future(self._look_up())
-            self._refresh.add_done_callback(_log_unexpected)
+            # What goes wrong is logged where it happens.
+            self._refresh.add_done_callback(lambda done: done.cancelled() or done.exception())
         return self._refresh
 
     async def _look_up(self) -> str:
@@ -137,11 +138,10 @@ class JsapiTickets:
             pause = min(pause, left)
             log.debug("looked for the ticket in %.3f s: usable for %d s", now - began, left)
             return ticket.value
+        except RuntimeError as error:  # no thread could be started
+            pause = LOOK_INTERVAL
+            failure = Unexpected(error)
+            log.error("looking for the ticket failed: %s", failure)
+            raise failure from None
         finally:
             self._look_at = self._clock() + pause
-
-
-def _log_unexpected(refresh: asyncio.Task[str]) -> None:
-    error = None if refresh.cancelled() else refresh.exception()
-    if error is not None and not isinstance(error, SigningError):
-        log.error("the refresh failed in a way that it should not", exc_info=error)

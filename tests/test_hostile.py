@@ -1,0 +1,486 @@
+"""What answers in the place of WeChat or Redis, and means harm or makes no sense."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import requests
+from harness import (
+    LOCK_KEY,
+    PAGE,
+    PATIENCE,
+    TICKET_KEY,
+    TOKEN_KEY,
+    Fault,
+    MovedClock,
+    RedisServer,
+    Sandbox,
+    Start,
+    assert_no_credential,
+    assert_signs,
+    eventually,
+    fetch,
+    renewal_for,
+    resident,
+)
+
+from wechat_sign.credentials import WeChat
+from wechat_sign.errors import SigningError, Unexpected, WeChatRefused, WeChatUnreachable
+from wechat_sign.settings import WeChatSettings
+
+Behaviour = Callable[[socket.socket], None]
+TIMEOUT = 0.3
+DRIP = 0.02
+"""Seconds between two bytes; each is in time, all together are not."""
+
+
+class Impostor:
+    """Listens, and does with each connection what it is told to."""
+
+    def __init__(self, behave: Behaviour) -> None:
+        self.behave = behave
+        self.over = threading.Event()
+        self.connections = 0
+        self._open: list[socket.socket] = []
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    @property
+    def port(self) -> int:
+        return int(self._listening.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _accept(self) -> None:
+        with ExitStack() as stack:
+            while not self.over.is_set():
+                connection, _ = self._listening.accept()
+                self.connections += 1
+                stack.callback(self._serve(connection).join, PATIENCE)
+
+    def _serve(self, connection: socket.socket) -> threading.Thread:
+        def serve() -> None:
+            # Who is cut off, or not listened to, is not hurt.
+            with connection, suppress(OSError):
+                connection.settimeout(PATIENCE)
+                self.behave(connection)
+
+        self._open.append(connection)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        return thread
+
+    def stop(self) -> None:
+        self.over.set()
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        for connection in self._open:
+            with suppress(OSError):  # most are closed by now
+                connection.shutdown(socket.SHUT_RDWR)
+        self._accepting.join(PATIENCE)
+        self._listening.close()
+
+    def drip(self, connection: socket.socket, pattern: bytes) -> None:
+        """Sends it over and over, a byte at a time, until it is cut off."""
+        for byte in cycle(pattern):
+            connection.sendall(bytes([byte]))
+            if self.over.wait(DRIP):
+                return
+
+    def pour(self, connection: socket.socket, block: bytes) -> None:
+        """Sends it over and over until nobody listens."""
+        while not self.over.is_set():
+            connection.sendall(block)
+
+
+@contextmanager
+def impostor(behave: Behaviour) -> Iterator[Impostor]:
+    started = Impostor(behave)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+FOUND = b"HTTP/1.1 302 Found\r\nLocation: /\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+DRIPPED = {
+    "status line": (b"", b"HTTP/1.1 200 " + b"O" * 60_000),
+    "header": (OK, b"X: " + b"x" * 60_000),
+    "headers": (OK, b"X: x\r\n"),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "body": (OK + b"Content-Length: 8000\r\n\r\n", b" "),
+    "body that closes": (OK + b"Connection: close\r\n\r\n", b" "),
+    "chunk size": (OK + CHUNKED, b"0" * 60_000),
+    "chunk extension": (OK + CHUNKED + b"1;", b"x" * 60_000),
+    "chunks": (OK + CHUNKED, b"1\r\n \r\n"),
+    "trailer": (OK + CHUNKED + b"2\r\n{}\r\n0\r\n", b"X: x\r\n"),
+    "redirect's body": (FOUND + b"Content-Length: 8000\r\n\r\n", b" "),
+}
+
+
+def ask(url: str, timeout: float = TIMEOUT) -> None:
+    WeChat(WeChatSettings("wx1", "s3cr3t", url, timeout=timeout)).fetch_access_token()
+
+
+@pytest.mark.parametrize("part", DRIPPED)
+def test_whatever_part_of_an_answer_drips_the_call_has_an_end_and_leaves_nothing_behind(
+    part: str,
+) -> None:
+    head, dripped = DRIPPED[part]
+
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(head)
+        wechat.drip(connection, dripped)
+
+    with impostor(behave) as wechat:
+        began = time.monotonic()
+        with pytest.raises(WeChatUnreachable):
+            ask(wechat.url)
+        assert time.monotonic() - began < 10 * TIMEOUT  # it drips for 20 minutes
+        calls = [thread for thread in threading.enumerate() if thread.name == "call"]
+        for call in calls:
+            call.join(PATIENCE)
+            assert not call.is_alive()
+
+
+BOMB = gzip.compress(bytes(50_000_000))
+ENDLESS = {
+    "plain": (b"\r\n", b"x" * 65536),
+    "sized": (b"Content-Length: 1000000000\r\n\r\n", b"x" * 65536),
+    "chunked": (CHUNKED, b"10000\r\n" + b"x" * 65536 + b"\r\n"),
+    "gzip": (b"Content-Encoding: gzip\r\n\r\n", BOMB),
+    "gzip of gzip": (b"Content-Encoding: gzip, gzip\r\n\r\n", gzip.compress(BOMB)),
+}
+
+
+@pytest.mark.parametrize("first", [OK, FOUND, b"HTTP/1.1 502 Bad Gateway\r\n"])
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_an_answer_without_end_is_not_read(first: bytes, kind: str) -> None:
+    head, block = ENDLESS[kind]
+    poured = threading.Event()
+
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(first + head)
+        try:
+            wechat.pour(connection, block)
+        finally:
+            poured.set()
+
+    with impostor(behave) as wechat:
+        with pytest.raises(WeChatUnreachable, match=r"HTTP|ContentDecodingError"):
+            ask(wechat.url, timeout=PATIENCE)
+        assert poured.wait(PATIENCE)  # it was cut off
+
+
+def test_a_server_is_no_larger_after_redirects_with_bodies_of_gigabytes(
+    start: Start, wechat: Sandbox
+) -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(FOUND + b"Content-Encoding: gzip\r\nContent-Length: 1000000000\r\n\r\n")
+        portal.pour(connection, BOMB)
+
+    usual = start()
+    assert_signs(usual, wechat)
+    with impostor(behave) as portal:
+        wechat.url = portal.url
+        running = start()
+        assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 503
+        running.says("HTTP 302")
+        assert resident(running.process) - resident(usual.process) < 8_000
+
+
+def relay(connection: socket.socket, port: int) -> None:
+    """Hands on to the port whatever comes, and back."""
+
+    def copy(source: socket.socket, to: socket.socket) -> None:
+        with suppress(OSError):
+            for received in iter(lambda: source.recv(65536), b""):
+                to.sendall(received)
+            to.shutdown(socket.SHUT_WR)
+
+    with socket.create_connection(("127.0.0.1", port)) as onward:
+        back = threading.Thread(target=copy, args=(onward, connection))
+        back.start()
+        copy(connection, onward)
+        back.join(PATIENCE)
+
+
+def port_of(wechat: Sandbox) -> int:
+    return int(wechat.url.rpartition(":")[2])
+
+
+def test_who_waits_for_an_answer_that_drips_is_told_so_and_the_next_call_is_answered(
+    start: Start, wechat: Sandbox
+) -> None:
+    port = port_of(wechat)
+
+    def behave(connection: socket.socket) -> None:
+        if hostile.connections == 1:
+            connection.recv(65536)
+            hostile.drip(connection, OK[:1] * 60_000)
+        else:
+            relay(connection, port)
+
+    with impostor(behave) as hostile:
+        wechat.url = hostile.url
+        running = start(f"timeout = {TIMEOUT}")
+        began = time.monotonic()
+        assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 503
+        assert time.monotonic() - began < 10 * TIMEOUT
+        assert "no whole answer within 0.6 s" in running.says("no page can be signed")
+        eventually("it signs", lambda: fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200)
+        assert_signs(running, wechat)
+
+
+@pytest.mark.parametrize("location", [b"http://[::1", b"http://\xd6\xd0\xb9\xfa/", b"\xff"])
+def test_a_redirect_to_nowhere_backs_off_like_any_other_failure(
+    start: Start, wechat: Sandbox, location: bytes
+) -> None:
+    def behave(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: "
+            connection.sendall(head + location + b"\r\n\r\n")
+
+    with impostor(behave) as portal:
+        wechat.url = portal.url
+        running = start()
+        for _ in range(20):
+            assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 503
+        assert portal.connections <= 2  # 1 s, then 2: twenty views take no time
+        assert "HTTP 302" in running.output
+
+
+def test_netrc_stays_at_home_and_proxies_of_the_environment_are_used(
+    wechat: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login somebody password s3cr3t\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    asked: list[bytes] = []
+
+    def behave(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(OK + b"Content-Length: 2\r\n\r\n{}")
+
+    with impostor(behave) as other:
+        for proxy, host in ((None, other.url), (other.url, "http://api.weixin.qq.com")):
+            if proxy:
+                monkeypatch.setenv("http_proxy", proxy)
+            with pytest.raises(WeChatUnreachable, match="no access_token"):
+                ask(host, PATIENCE)
+        assert asked[1].startswith(b"GET http://api.weixin.qq.com/cgi-bin/token?")
+        assert not [request for request in asked if b"authorization:" in request.lower()]
+
+
+BODY = b'{"access_token": "t0ken", "ticket": "t1cket-of_0", "expires_in": 7200}'
+GOOD = OK + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+ODD = [
+    *(b"\r\n", b"\0", b"\xff\xfe", b"\x85", b"\x1b[2J", b"-1", b"9" * 400, b"[" * 2000, b'"'),
+    *(b"null", b"NaN", b"1e999", b"{}", b"\\ud800", b'errcode": 40001, "', b"chunked", b": "),
+    *(b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"HTTP/1.1 100\r\n\r\n"),
+    *(b"Content-Encoding: gzip\r\n", b"Set-Cookie: \xff=;;=\r\n", b"Location: http://\xd6\r\n"),
+]
+
+
+def mutated(answer: bytes, chance: random.Random) -> bytes:
+    """With some of its bytes changed, lost, doubled, or something odd in between."""
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        at, size = chance.randrange(len(answer) + 1), chance.choice([0, 1, 1, 4, 40])
+        middle = chance.choice([b"", bytes([chance.randrange(256)]), chance.choice(ODD)])
+        answer = answer[:at] + middle + answer[at + size :]
+    return answer
+
+
+def test_no_answer_raises_what_is_not_foreseen_or_is_asked_for_again_too_soon(
+    wechat: Sandbox, clock: MovedClock, mutations: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    chance = random.Random(12)
+    answer = b""
+
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+    got = 0
+    with impostor(behave) as hostile:
+        wechat.url = hostile.url
+        for _ in range(mutations):
+            renewal = renewal_for(wechat, clock=clock, timeout=PATIENCE)
+            answer = mutated(GOOD, chance)
+            try:
+                renewal.look_up(None)
+                got += 1
+            except SigningError as error:
+                assert type(error) in (WeChatRefused, WeChatUnreachable)  # noqa: PT017
+                before = hostile.connections
+                clock.advance(renewal.back_off.remaining / 2)
+                with pytest.raises(type(error)):
+                    renewal.look_up(None)
+                assert hostile.connections == before
+    assert mutations / 10 < got < mutations / 2
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+def test_an_error_that_nobody_foresaw_backs_off_and_costs_no_page_that_has_a_ticket(
+    wechat: Sandbox,
+    clock: MovedClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def break_down(*_given: object, **_more: object) -> None:
+        raise OverflowError(wechat.secret)
+
+    renewal = renewal_for(wechat, clock=clock)
+    held = renewal.look_up(None)
+    monkeypatch.setattr(requests.Session, "request", break_down)
+    caplog.clear()
+    clock.advance(601)
+    assert renewal.look_up(held) == held
+    clock.advance(0.5)
+    assert renewal.look_up(held) == held
+    with pytest.raises(Unexpected):
+        renewal.look_up(None)
+    [record] = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert "OverflowError in test_hostile.py, line" in record.getMessage()
+    assert record.exc_info is None
+    monkeypatch.undo()
+    clock.advance(0.5)
+    assert renewal.look_up(held).value == wechat.ticket
+    assert renewal.back_off.error is None
+
+
+NONSENSE = {
+    "a number that is none": b":abc\r\n",
+    "nested arrays": b"*1\r\n" * 3000 + b":1\r\n",
+    "a length below zero": b"$-7\r\n",
+    "a length that is none": b"$x\r\n",
+    "no type that there is": b"?\r\n",
+    "HTTP": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "binary": bytes(range(256)),
+    "OK to all": b"+OK\r\n" * 20,
+    "numbers to all": b":1\r\n" * 20,
+    "empty arrays": b"*0\r\n" * 20,
+    "another type": b"%1\r\n+a\r\n:1\r\n" * 20,
+    "an error with ESC in it": b"-ERR \x1b[2J\xc2\x9b\xe2\x80\xae\r\n" * 20,
+}
+
+
+@pytest.mark.parametrize("reply", NONSENSE)
+def test_a_redis_that_answers_nonsense_is_done_without(
+    start: Start, wechat: Sandbox, reply: str
+) -> None:
+    def behave(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            connection.sendall(NONSENSE[reply])
+
+    with impostor(behave) as nonsense:
+        running = start("[redis]", "host = 127.0.0.1", f"port = {nonsense.port}")
+        for _ in range(20):
+            assert_signs(running, wechat)
+        assert "going on without" in running.output
+        assert all(line.isprintable() for line in running.output.split("\n"))
+        assert wechat.calls == {"token": 1, "getticket": 1}
+
+
+def test_a_redis_that_drips_is_left_behind_and_a_later_look_finds_it_well_again(
+    wechat: Sandbox, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wechat_sign.cache.DEADLINE", TIMEOUT)
+    dripping = True
+
+    def behave(connection: socket.socket) -> None:
+        if dripping:
+            connection.recv(65536)
+            hostile.drip(connection, b"$8000\r\n" + b"x" * 8000)
+        else:
+            relay(connection, redis_server.port)
+
+    clock = MovedClock()
+    with impostor(behave) as hostile:
+        renewal = renewal_for(wechat, host="127.0.0.1", port=hostile.port, clock=clock)
+        began = time.monotonic()
+        held = renewal.look_up(None)
+        assert time.monotonic() - began < 10 * TIMEOUT
+        assert held.value == wechat.ticket
+        assert renewal.cache.state == "unreachable"
+        for call in (one for one in threading.enumerate() if one.name == "call"):
+            call.join(PATIENCE)
+            assert not call.is_alive()
+        dripping = False
+        clock.advance(10)
+        renewal.look_up(held)
+        assert renewal.cache.state == "redis"
+        assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+
+
+@pytest.mark.parametrize("key", [TICKET_KEY, TOKEN_KEY])
+def test_what_is_as_long_as_no_credential_is_not_even_read(
+    wechat: Sandbox, redis_server: RedisServer, key: str
+) -> None:
+    redis_server.run("SET", key, "x" * 1025)
+    redis_server.run("SETRANGE", key, 50_000_000, "x")
+    before = redis_server.run("INFO", "stats")["total_net_output_bytes"]
+    renewal = renewal_for(wechat, redis_server)
+    assert renewal.look_up(None).value == wechat.ticket
+    assert redis_server.run("INFO", "stats")["total_net_output_bytes"] - before < 100_000
+    assert redis_server.run("STRLEN", key) <= 1024
+
+
+def test_a_lock_without_an_expiry_stops_nobody_for_ever(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    redis_server.run("SET", LOCK_KEY, "whoever's")
+    renewal = renewal_for(wechat, redis_server, timeout=0.1)  # the lease is 3.2 s
+    assert renewal.look_up(None).value == wechat.ticket
+    assert wechat.calls == {"token": 1, "getticket": 1}
+
+
+def test_whoever_grants_a_second_is_not_asked_every_second(
+    wechat: Sandbox, clock: MovedClock
+) -> None:
+    body = {"access_token": "t0ken", "ticket": "t1cket", "expires_in": 1}
+    for endpoint in ("token", "getticket"):
+        wechat.faults[endpoint] = Fault(body=json.dumps(body).encode())
+    renewal = renewal_for(wechat, clock=clock)
+    for _ in range(600):
+        with pytest.raises(WeChatUnreachable):
+            renewal.look_up(None)
+        clock.advance(1)
+    assert wechat.calls["token"] < 20  # 1 s, doubling to 60
+
+
+def test_what_wechat_repeats_of_a_credential_is_not_shown(
+    wechat: Sandbox, clock: MovedClock
+) -> None:
+    renewal = renewal_for(wechat, clock=clock)
+    held = renewal.look_up(None)
+    old = next(iter(wechat.issued - {wechat.secret, wechat.ticket}))
+    escaped = "".join(f"%{ord(letter):02X}" for letter in old)
+    for repeated in (old, old.upper(), escaped, wechat.secret.upper(), f"x{old}x"):
+        body = {"errcode": 40013, "errmsg": f"no {repeated} here"}
+        wechat.faults["getticket"] = Fault(body=json.dumps(body).encode())
+        clock.advance(7200)
+        with pytest.raises(SigningError) as caught:
+            renewal.look_up(held)
+        shown = str(caught.value) + repr(caught.value)
+        assert_no_credential(shown.lower(), {repeated.lower()})
+        assert "*** here" in shown or "***x here" in shown
