@@ -22,11 +22,12 @@ import socket
 import sys
 import time
 from asyncio import Future
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tornado.httputil import HTTPServerRequest
 from tornado.log import access_log
 from tornado.web import Application, HTTPError, RequestHandler
 
@@ -42,7 +43,16 @@ from wechat_sign.errors import (
     SigningError,
     WeChatRefused,
 )
-from wechat_sign.page_url import MAX_LENGTH, difference, host_is_listed, host_of, page_url, shown
+from wechat_sign.logs import LONGEST_LINE, LineFormatter, Throttle, printable
+from wechat_sign.page_url import (
+    MAX_LENGTH,
+    asked_for,
+    difference,
+    host_is_listed,
+    host_of,
+    page_url,
+    shown,
+)
 from wechat_sign.renewal import Renewal
 from wechat_sign.sandbox import Sandbox, print_banner
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
@@ -82,8 +92,10 @@ class SigningApplication(Application):
         self.jssdk = settings.jssdk
         self.tickets = tickets
         self.wx_config = WxConfig(settings.wechat.appid, settings.jssdk)
-        self.trusted_proxies = settings.server.trusted_proxies
+        self._trusted_proxies = settings.server.trusted_proxies
+        self._page = settings.server.page
         self.stopping = False
+        self._throttle = Throttle()
         self.warned: dict[str, None] = {}
         """The last pages that the log has a warning about."""
         routes = [("/getApi", GetApi), ("/healthz", Healthz), ("/wechat-sign\\.js", Script)]
@@ -92,31 +104,57 @@ class SigningApplication(Application):
         super().__init__(routes, default_handler_class=NotFound)
 
     def log_request(self, handler: RequestHandler) -> None:
-        """Failures at WARNING and ERROR with the reason, the rest at INFO."""
+        """Failures at WARNING and ERROR with the reason, of each status one in a second; where
+        all is logged, the rest at INFO. Never a query: that may have what is secret in it."""
         status = handler.get_status()
         level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
         if not access_log.isEnabledFor(level):
             return
         request, refusal = handler.request, getattr(handler, "refusal", "")
+        what = f"{status} {printable(str(request.method), 20)} {printable(request.path, 200)}"
+        page = asked_for(request.query) if isinstance(handler, GetApi) else ""
+        what += f" for {page}" if page else ""
+        what += f" from {self.client_of(request)}, {1000 * request.request_time():.1f} ms"
+        what += f": {refusal}" if refusal else ""
+        if refusal and "Referer" in request.headers:
+            what += f"; Referer {shown(request.headers['Referer'])}"
+
+        def write(like_it: str) -> None:
+            access_log.log(level, "%s%s", what, like_it)
+
+        self.log_one(status, write)
+
+    def log_one(self, kind: str | int, write: Callable[[str], None]) -> None:
+        """Has it logged; one of a kind in a second, but where all is logged."""
+        if access_log.isEnabledFor(logging.INFO):
+            write("")
+        else:
+            self._throttle.log(kind, write)
+
+    def client_of(self, request: HTTPServerRequest) -> str:
+        """The client's address."""
         headers = request.headers
         forwarded = headers.get("X-Forwarded-For") or headers.get("X-Real-Ip", "")
-        client = process.client_address(str(request.remote_ip), forwarded, self.trusted_proxies)
-        what = (request.method, request.uri, client, 1000 * request.request_time())
-        reason = f": {refusal}" if refusal else ""
-        if refusal and "Referer" in headers:
-            reason += f"; Referer {shown(headers['Referer'])}"
-        access_log.log(level, "%d %s %r from %s, %.1f ms%s", status, *what, reason)
+        return process.client_address(str(request.remote_ip), forwarded, self._trusted_proxies)
+
+    def tells_address(self, request: HTTPServerRequest) -> bool:
+        """Whether the caller may know this host's address."""
+        return self._page == "address" or process.is_loopback(self.client_of(request))
 
 
 class BaseHandler(RequestHandler):
-    """What all answers have in common: they are not cached, and errors are JSON."""
+    """What all answers have in common: they are not cached, and errors are JSON that repeats
+    nothing of the request but what was to be signed."""
 
     application: SigningApplication
     refusal = ""
     """Why the request was refused, for the log."""
 
     def set_default_headers(self) -> None:
+        self.clear_header("Server")
         self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "no-referrer")
         page_hosts = self.application.jssdk.page_hosts
         if page_hosts:
             self.set_header("Vary", "Origin")
@@ -159,11 +197,6 @@ class BaseHandler(RequestHandler):
             body = gzip.compress(body, 6)
         self.finish(body)
 
-    @property
-    def path_shown(self) -> str:
-        """The request's path, printable and not too long."""
-        return ascii(self.request.path[:200])[1:-1]
-
     def refuse(self, status: int, /, error: str, **more: Any) -> None:
         self.set_status(status)
         self.refusal = error
@@ -172,11 +205,11 @@ class BaseHandler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if status_code == 405:
             self.set_header("Allow", "GET, HEAD, OPTIONS")
-        self.refuse(status_code, f"{self._reason}: {self.request.method} {self.path_shown}")
+        self.refuse(status_code, self._reason)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if not isinstance(value, HTTPError):  # the access log has those
-            super().log_exception(typ, value, tb)
+            log.error("%s failed", type(self).__name__, exc_info=(typ, value, tb))
 
 
 class NotFound(BaseHandler):
@@ -186,7 +219,7 @@ class NotFound(BaseHandler):
         # A browser shows a page the 404 only if the preflight before it was answered.
         if self.request.method == "OPTIONS" and "Access-Control-Allow-Origin" in self._headers:
             return
-        self.refuse(404, f"there is nothing at {self.path_shown}; try /getApi?url=")
+        self.refuse(404, "there is nothing here; try /getApi?url=")
 
 
 class GetApi(BaseHandler):
@@ -213,20 +246,24 @@ class GetApi(BaseHandler):
 
     def compare(self, url: str, referer: str) -> None:
         """Warns, once for a page, where the Referer shows that its url was changed on its way."""
-        change, page, warned = difference(url, referer), shown(referer), self.application.warned
+        page, warned = shown(referer), self.application.warned
         # On iOS a single-page app rightly signs another url: the one it was entered by.
         ios = re.search("iPhone|iPad", self.request.headers.get("User-Agent", ""))
-        if not change or ios or page in warned:
+        change = "" if ios or page in warned else difference(url, referer)
+        if not change:
             return
-        if len(warned) == PAGES_REMEMBERED:
-            del warned[next(iter(warned))]
-        warned[page] = None
-        log.warning(
-            "signed for the page %s another url than its own: %s. Send it as "
-            "encodeURIComponent(location.href.split('#')[0]), and let no proxy change it",
-            page,
-            change,
-        )
+
+        def write(like_it: str) -> None:
+            if len(warned) == PAGES_REMEMBERED:
+                del warned[next(iter(warned))]
+            warned[page] = None
+            log.warning(
+                "signed for the page %s another url than its own: %s. Send it as "
+                "encodeURIComponent(location.href.split('#')[0]), and let no proxy change it%s",
+                *(page, change, like_it),
+            )
+
+        self.application.log_one("changed url", write)
 
 
 def http_error(error: SigningError) -> tuple[int, dict[str, Any]]:
@@ -249,8 +286,9 @@ class Healthz(BaseHandler):
         health = self.application.tickets.health()
         told: dict[str, Any] = {"cache": health.cache}
         if health.error is not None:
-            advice = health.error.advice
-            told |= {"error": health.error.what, "advice": advice.en, "advice_zh": advice.zh}
+            knows = self.application.tells_address(self.request)
+            advice = health.error.advice if knows else health.error.public_advice
+            told |= {"error": health.error.kind, "advice": advice.en, "advice_zh": advice.zh}
         if isinstance(health.error, WeChatRefused):
             told["errcode"] = health.error.errcode
         if health.usable:
@@ -267,6 +305,8 @@ class Page(BaseHandler):
         nonce = secrets.token_urlsafe(12)
         self.set_header("Content-Type", "text/html; charset=UTF-8")
         self.set_header("Content-Security-Policy", PAGE_POLICY.format(nonce=nonce))
+        self.set_header("X-Frame-Options", "DENY")
+        self.set_header("Referrer-Policy", "same-origin")  # /getApi compares it with the url
         self.finish_compressed(PAGE.replace("{{nonce}}", nonce))
 
 
@@ -348,7 +388,9 @@ def port_number(text: str) -> int:
 
 def log_to_stderr(*, verbose: bool) -> None:
     # Never DEBUG for all: what libraries log there has credentials in it.
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("tornado").setLevel(logging.INFO if verbose else logging.WARNING)
     if verbose:
         for name in ("server", "wechat_sign"):
@@ -381,7 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         if given.check:
             return print_findings(Finding("settings", False, problem) for problem in error.problems)
-        print(error, file=sys.stderr)
+        complain(error)
         return 2
     if given.check:
         source = "the sandbox" if given.sandbox else str(given.config)
@@ -389,12 +431,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sockets = process.listen(settings.server)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     if given.sandbox:
         print_banner(process.address_of(sockets[0]))
     asyncio.run(serve(settings, cache, sockets))
     return 0
+
+
+def complain(error: ConfigError) -> None:
+    for problem in error.problems:
+        print(printable(problem, LONGEST_LINE), file=sys.stderr)
 
 
 def announce(settings: Settings, sockets: list[socket.socket]) -> None:

@@ -243,20 +243,20 @@ def test_the_log_has_the_clients_address_and_only_a_proxy_can_name_it(
         (apart, "/2", "127.0.0.1"),
     ):
         fetch(f"{running.url}{path}", **forged)
-        running.says(f"404 GET '{path}' from {client}, ")
+        running.says(f"404 GET {path} from {client}, ")
     fetch(f"{behind.url}/3", **{"X-Real-IP": "203.0.113.8"})
-    behind.says("404 GET '/3' from 203.0.113.8, ")
+    behind.says("404 GET /3 from 203.0.113.8, ")
     fetch(f"{behind.url}/4")
-    behind.says("404 GET '/4' from 127.0.0.1, ")
+    behind.says("404 GET /4 from 127.0.0.1, ")
     with socket.socket(socket.AF_UNIX) as held, socket.socket(socket.AF_UNIX) as connection:
         held.bind(f"{tmp_path}/socket")
         held.listen()
         running = start(sockets=[held])
         connection.connect(f"{tmp_path}/socket")
         connection.sendall(b"GET /5 HTTP/1.1\r\nHost: a\r\n\r\n")
-        running.says("404 GET '/5' from a unix socket, ")
+        running.says("404 GET /5 from a unix socket, ")
         connection.sendall(b"GET /6 HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: ::2\r\n\r\n")
-        running.says("404 GET '/6' from ::2, ")
+        running.says("404 GET /6 from ::2, ")
 
 
 async def open_connections(

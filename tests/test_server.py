@@ -39,7 +39,7 @@ class ServerCase(tornado.testing.AsyncHTTPTestCase):
 
     page_hosts: tuple[str, ...] = ()
     open_tag_list: tuple[str, ...] = ()
-    page = True
+    page: bool | str = True
 
     @pytest.fixture(autouse=True)
     def _use(self, wechat: Sandbox, redis_server: RedisServer) -> None:
@@ -117,7 +117,7 @@ class TestGetApi(ServerCase):
         assert "escaped twice" in self.refusal("/getApi?url=" + quote(quote(PAGE, safe="")))[1]
 
     def test_other_routes_and_methods_are_json_too(self) -> None:
-        assert self.refusal("/x") == (404, "there is nothing at /x; try /getApi?url=")
+        assert self.refusal("/x") == (404, "there is nothing here; try /getApi?url=")
         assert self.refusal("/getApi/")[0] == 404
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             status, _ = self.refusal(f"/getApi?url={PAGE}", method)
@@ -286,7 +286,7 @@ def test_without_verbose_only_failures_are_logged_one_by_one(start: Start, wecha
         running = start(verbose=verbose)
         fetch(f"{running.url}/getApi?url={PAGE}")
         fetch(f"{running.url}/getApi?url=wrong")
-        running.says("400 GET '/getApi?url=wrong' from 127.0.0.1")
+        running.says("400 GET /getApi for wrong from 127.0.0.1")
         assert "must begin with http" in running.output
         assert ("200 GET" in running.output) is verbose
         assert ("looked for the ticket in" in running.output) is verbose
@@ -297,9 +297,9 @@ def test_a_refusal_is_logged_with_the_page_that_asked(start: Start) -> None:
     running = start()
     page = "https://h5.example.com/a?code=SECRET"
     fetch(f"{running.url}/getApi?url=wrong", Referer=page)
-    running.says("; Referer 'h5.example.com/a'\n")
+    running.says("; Referer h5.example.com/a\n")
     fetch(f"{running.url}/x", Referer="\x9b2J" + "x" * 9000)
-    assert r"; Referer '\x9b2Jxxx" in running.says("try /getApi?url=; Referer")
+    assert r"; Referer \x9b2Jxxx" in running.says("try /getApi?url=; Referer")
     fetch(f"{running.url}/getApi?url={PAGE}", Referer=page)
     running.says("200 GET")
     assert "SECRET" not in running.output
@@ -323,12 +323,12 @@ def test_a_page_whose_url_was_changed_on_the_way_is_named_once(start: Start) -> 
         fetch(f"{running.url}/getApi?url={quote(page)}", Referer=referer)
     running.stop()
     assert changes_told(running) == ["it has '%2B' where the page has '+'"]
-    assert "signed for the page 'h5.example.com/a' another url" in running.output
+    assert "signed for the page h5.example.com/a another url" in running.output
     assert "SECRET" not in running.output
 
 
 def test_pages_that_were_named_do_not_pile_up(start: Start) -> None:
-    running = start(verbose=False)
+    running = start()
     for number in [*range(server.PAGES_REMEMBERED + 1), server.PAGES_REMEMBERED, 0]:
         page = f"https://h5.example.com/{number}"
         fetch(f"{running.url}/getApi?url={page}?v=1", Referer=page)
@@ -437,7 +437,17 @@ def test_each_library_is_imported_where_the_design_says() -> None:
 
 
 def test_imports_point_downward() -> None:
-    order = ["errors", "settings", "page_url", "signature", "credentials", "clock", "breaker"]
+    order = [
+        "logs",
+        "deadline",
+        "errors",
+        "settings",
+        "page_url",
+        "signature",
+        "credentials",
+        "clock",
+        "breaker",
+    ]
     order += ["store", "cache", "renewal", "tickets", "check", "sandbox", "process"]
     for path in ROOT.glob("wechat_sign/[!_]*.py"):
         imported = re.findall(r"^\s*from \.(\w+) import", path.read_text("utf-8"), re.MULTILINE)
@@ -477,8 +487,53 @@ class TestHealthz(ServerCase):
         status, health = self.health()
         assert status == 503
         assert health["errcode"] == 40164
+        assert health["error"] == "WeChat refused token with errcode 40164"
         assert "add 203.0.113.7 to the account's IP whitelist" in health["advice"]
         assert "请把 203.0.113.7 加入 IP白名单" in health["advice_zh"]
+
+    def test_what_wechat_said_and_this_hosts_address_are_not_for_the_public(self) -> None:
+        self.wechat.faults["token"] = Fault(errcode=40164)
+        self.call(f"/getApi?url={PAGE}")
+        told = self.call("/healthz", **{"X-Forwarded-For": "198.51.100.1"}).body.decode()
+        assert "203.0.113.7" not in told
+        assert "whitelist rid" not in told
+        assert "add this server's public address to the account's IP whitelist" in told
+        assert json.loads(told)["errcode"] == 40164
+
+    def test_nor_is_why_wechat_can_not_be_reached(self) -> None:
+        self.wechat.faults["token"] = Fault(hang_up=True)
+        self.call(f"/getApi?url={PAGE}")
+        told = json.loads(self.call("/healthz").body)
+        assert told["error"] == "no usable answer from WeChat to token"
+
+
+class TestHealthzThatTellsTheAddress(ServerCase):
+    page = "address"
+
+    def test_it_is_there_for_everybody_where_the_settings_say_so(self) -> None:
+        self.wechat.faults["token"] = Fault(errcode=40164)
+        self.call(f"/getApi?url={PAGE}")
+        told = self.call("/healthz", **{"X-Forwarded-For": "198.51.100.1"}).body.decode()
+        assert "add 203.0.113.7 to the account's IP whitelist" in told
+        assert "whitelist rid" not in told
+        assert self.call("/").code == 200
+
+
+class TestHeaders(ServerCase):
+    def test_every_answer_is_what_it_says_and_names_no_version(self) -> None:
+        for path in ("/", "/getApi", f"/getApi?url={PAGE}", "/healthz", "/wechat-sign.js", "/x"):
+            for method in ("GET", "HEAD", "OPTIONS", "POST"):
+                headers = self.call(path, method).headers
+                assert headers["X-Content-Type-Options"] == "nosniff"
+                assert "Server" not in headers
+                policy = "same-origin" if (path, method[-1]) in (("/", "T"), ("/", "D")) else ""
+                policy = "no-referrer" if method == "POST" else policy
+                assert headers["Referrer-Policy"] == (policy or "no-referrer")
+
+    def test_the_page_is_never_framed(self) -> None:
+        headers = self.call("/").headers
+        assert headers["X-Frame-Options"] == "DENY"
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
 
 
 class TestPage(ServerCase):

@@ -13,6 +13,7 @@ from itertools import chain
 from .cache import Cache
 from .credentials import WeChat
 from .errors import NO_ADVICE, Advice, SigningError, redis_advice
+from .logs import LONGEST_LINE, printable
 from .renewal import Renewal
 from .settings import Settings
 from .signature import WxConfig
@@ -136,6 +137,7 @@ def print_findings(findings: Iterable[Finding]) -> int:
         if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
             word = f"\033[{32 if finding.ok else 31}m{word}\033[0m"
         what_to_do = f"\n      What to do: {finding.advice}" if finding.advice.en else ""
-        print(f"{word}  {finding.name:12}  {finding.text}{what_to_do}", flush=True)
+        text = printable(finding.text, LONGEST_LINE)
+        print(f"{word}  {finding.name:12}  {text}{what_to_do}", flush=True)
         status = status if finding.ok else 1
     return status

@@ -62,16 +62,19 @@ _TRANSIENT: Final = frozenset({-1, -1000, 40014, 42001})
 class SigningError(Exception):
     """Whatever keeps a page from being signed. Only its subclasses are raised.
 
-    `what` happened is a sentence without full stop, `advice` is what to do about it.
+    `what` happened is a sentence without full stop, `advice` is what to do about it. For the
+    public there is the `kind`, which is `what` without what WeChat or the system said, and
+    `public_advice`, without this host's address.
     """
 
     transient: bool = False
     """True where asking again soon may help without anybody mending anything."""
 
-    def __init__(self, what: str, advice: Advice = NO_ADVICE) -> None:
+    def __init__(self, what: str, advice: Advice = NO_ADVICE, *, kind: str = "") -> None:
         super().__init__(f"{what}. What to do: {advice}" if advice.en else what)
         self.what = what
-        self.advice = advice
+        self.kind = kind or what
+        self.advice = self.public_advice = advice
 
 
 class ConfigError(SigningError):
@@ -90,6 +93,7 @@ class PageHostNotAllowed(SigningError):
     """The page's host is not among `page_hosts`."""
 
     def __init__(self, host: str) -> None:
+        host = printable(host, 253)
         super().__init__(f"pages on {host} are not signed here: page_hosts does not list it")
 
 
@@ -106,8 +110,9 @@ class WeChatRefused(SigningError):
         name = known.get(str(errcode), known["else"])
         name = known.get(f"{errcode} {endpoint}", name)
         self.transient = errcode in _TRANSIENT or (errcode, endpoint) == (40001, "getticket")
-        what = f"WeChat refused {endpoint} with errcode {errcode} ({self.errmsg})"
-        super().__init__(what, _advice(name).about(self.address))
+        kind, advice = f"WeChat refused {endpoint} with errcode {errcode}", _advice(name)
+        super().__init__(f"{kind} ({self.errmsg})", advice.about(self.address), kind=kind)
+        self.public_advice = advice.about("")
 
 
 class WeChatUnreachable(SigningError):
@@ -116,9 +121,8 @@ class WeChatUnreachable(SigningError):
     transient = True
 
     def __init__(self, cause: str, *, endpoint: str) -> None:
-        super().__init__(
-            f"no usable answer from WeChat to {endpoint}: {cause}", _advice("unreachable")
-        )
+        kind = f"no usable answer from WeChat to {endpoint}"
+        super().__init__(f"{kind}: {cause}", _advice("unreachable"), kind=kind)
         self.endpoint = endpoint
 
 

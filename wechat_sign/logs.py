@@ -10,7 +10,7 @@ from typing import Final
 
 LONGEST_TEXT: Final = 300
 """Characters that are shown of a text that came from outside."""
-LONGEST_LINE: Final = 4000
+LONGEST_LINE: Final = 2000
 """Characters of a line in the log; no advice is so long."""
 INTERVAL: Final = 1.0
 """Seconds for which the same kind of line is held back."""
@@ -35,7 +35,9 @@ class LineFormatter(logging.Formatter):
     """Whatever is logged, by whomever: a line stays one, and a terminal obeys nobody."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return printable(super().formatMessage(record), LONGEST_LINE)
+        # Of a request that Tornado can't read, it repeats a line or a header.
+        longest = LONGEST_TEXT if record.name == "tornado.general" else LONGEST_LINE
+        return printable(super().formatMessage(record), longest)
 
     def formatException(  # noqa: N802
         self,

@@ -32,6 +32,7 @@ from itertools import zip_longest
 from urllib.parse import unquote, unquote_to_bytes
 
 from .errors import BadPageUrl, PageHostNotAllowed
+from .logs import printable
 
 MAX_LENGTH = 8192
 """Characters; longer urls are refused. Proxies pass about as much."""
@@ -128,7 +129,17 @@ def host_of(url: str) -> str:
 def shown(url: str) -> str:
     """Host and path for the log, printable and not too long. A query may hold what is secret."""
     place = re.split("[?#]", url, maxsplit=1)[0]
-    return ascii((place.partition("://")[2] or place)[:200])
+    authority, slash, path = (place.partition("://")[2] or place).partition("/")
+    return printable(authority.rpartition("@")[2] + slash + path, 200)
+
+
+def asked_for(query: str) -> str:
+    """The same for the page that a request names in its query, right or wrong."""
+    first = re.search("(?:^|&)url=([^&]*)", query)
+    url = first[1].encode("latin-1").decode("utf-8", "replace") if first else ""
+    for _ in range(3):  # it may have been escaped more than once
+        url = unquote(url)
+    return shown(url)
 
 
 def difference(url: str, referer: str) -> str:
@@ -247,7 +258,8 @@ def _raw(url: str, referer: str, now: float | None) -> str:
             return url
     if referer in (url, head):
         return referer
-    raise BadPageUrl(f"&{last} seems to be appended to the url; {_HOW}")
+    name = printable(last.partition("=")[0], 30)
+    raise BadPageUrl(f"&{name}=… seems to be appended to the url; {_HOW}")
 
 
 def _is_cache_buster(parameter: str, now: float | None) -> bool:

@@ -49,6 +49,7 @@ def _choice(choices: Mapping[str, Any], text: str) -> Any:
 
 
 _boolean: Final = partial(_choice, configparser.ConfigParser.BOOLEAN_STATES)
+_PAGE: Final = {**configparser.ConfigParser.BOOLEAN_STATES, "address": "address"}
 
 
 def _appid(text: str) -> str:
@@ -225,12 +226,12 @@ class JssdkSettings:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """`[server]`: where it listens (port 0 takes a free one), whether / is the test page, and
-    which proxies may name the client's address for the log."""
+    """`[server]`: where it listens (port 0 takes a free one), whether / is the test page, or one
+    that also tells this host's "address", and which proxies may name the client's address."""
 
     address: str = option("0.0.0.0")
     port: int = option(8060, partial(_number, int, 0, 65535))
-    page: bool = option(True, _boolean)
+    page: bool | str = option(True, partial(_choice, _PAGE))
     trusted_proxies: tuple[Network, ...] = option(LOOPBACK, partial(_list, _network))
 
 

@@ -1,0 +1,136 @@
+"""What the log shows, whoever wrote to it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from harness import PAGE, Fault, Sandbox, Server, Start, fetch, run_check
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wechat_sign.logs import LONGEST_TEXT, LineFormatter, printable
+
+HARM = "\x85\x9b2J\x1b]0;x\x07\u202e\u2028\ud800\r\n2026-11-24 00:00:00,000 INFO forged"
+"""A line of its own, a terminal that is told what to do, and text that runs backwards."""
+
+
+@given(st.text(), st.integers(1, 400))
+def test_what_is_shown_is_printable_and_not_too_long(text: str, longest: int) -> None:
+    shown = printable(text, longest)
+    assert shown.isprintable()
+    assert len(shown) <= longest
+    if text.isprintable() and len(text) <= longest:
+        assert shown == text
+
+
+def test_what_is_cut_says_so() -> None:
+    assert printable("x" * 301) == "x" * 299 + "…"
+    assert len(printable("\x80" * 9000)) == LONGEST_TEXT
+
+
+def test_a_record_is_one_line_and_its_traceback_is_printable() -> None:
+    try:
+        raise ValueError(HARM)
+    except ValueError:
+        error = sys.exc_info()
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "it said %s", (HARM,), error)
+    first, *traceback = LineFormatter("%(levelname)s %(message)s").format(record).split("\n")
+    assert first.startswith(r"ERROR it said \x85\x9b2J\x1b]0;x\x07\u202e\u2028\ud800\r\n2026")
+    assert traceback[0] == "Traceback (most recent call last):"
+    assert all(line.isprintable() for line in traceback)
+
+
+def assert_every_line_is_the_servers(running: Server) -> None:
+    for line in running.output.split("\n"):
+        assert line.isprintable(), line
+        assert re.match(r"$|20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ", line), line
+        assert "INFO forged" not in line[:45], line
+        assert len(line) < 1000
+
+
+@pytest.mark.parametrize(
+    ("target", "header"),
+    [
+        (b"/%b", b"X: x"),
+        (b"/getApi?url=%b", b"X: x"),
+        (b"/getApi?%b=1", b"X: x"),
+        (b"/getApi?url=https://%b/", b"X: x"),
+        (b"/getApi?url=https://a/&%b", b"X: x"),
+        (b"/x", b"Referer: %b"),
+        (b"/x", b"X-Forwarded-For: %b"),
+        (b"/x", b"X-Real-IP: %b"),
+        (b"/x", b"Host: %b"),
+        (b"/x", b"Origin: %b"),
+        (b"/x", b"User-Agent: %b"),
+        (b"/x", b"%b: x"),
+    ],
+)
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"G\x9bT"])
+def test_no_part_of_a_request_writes_to_the_log_what_it_likes(
+    start: Start, method: bytes, target: bytes, header: bytes
+) -> None:
+    running = start()
+    harm = HARM.replace("\r\n", "").encode("utf-8", "surrogatepass") + b"\x85\x9b" + b"\x80" * 9000
+    target, header = (
+        part % harm.replace(b" ", b"") if b"%b" in part else part for part in (target, header)
+    )
+    with running.connect() as connection:
+        connection.sendall(method + b" " + target + b" HTTP/1.1\r\nHost: a\r\n")
+        connection.sendall(header + b"\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert len(answer) < 2000
+    running.stop()
+    assert_every_line_is_the_servers(running)
+
+
+def test_what_wechat_says_is_shown_and_does_nothing(
+    start: Start, wechat: Sandbox, tmp_path: Path
+) -> None:
+    said = {"errcode": 40013, "errmsg": HARM + "x" * 5000}
+    wechat.faults["token"] = Fault(body=json.dumps(said).encode())
+    running = start()
+    assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 502
+    assert r"errcode 40013 (\x9b2J\x1b]0;x" in running.output
+    running.stop()
+    assert_every_line_is_the_servers(running)
+    status, output = run_check(wechat, tmp_path / "config.ini")
+    assert status == 1
+    assert all(line.isprintable() for line in output.split("\n"))
+    assert r"(\x9b2J\x1b]0;x" in output
+
+
+def test_a_flood_of_refusals_is_a_line_a_second_with_their_number(start: Start) -> None:
+    running = start(verbose=False)
+    number = 3000
+    with running.connect() as connection:
+        for _ in range(number // 100):
+            connection.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+            received = 0
+            while received < 100:
+                received += connection.recv(65536).count(b"there is nothing here")
+    running.says("like it in a second")
+    fetch(f"{running.url}/getApi")
+    running.says("the parameter url is missing")
+    told = re.findall(r"404 GET /x .*? like it|404 GET /x .*", running.output)
+    assert 2 <= len(told) < 12
+    running.stop()
+
+
+def test_each_refusal_of_a_flood_is_counted(start: Start) -> None:
+    running = start(verbose=False)
+    for _ in range(7):
+        fetch(f"{running.url}/x")
+    running.says("(6 like it in a second)")
+
+
+def test_a_flood_hides_no_refusal_of_another_kind(start: Start) -> None:
+    running = start(verbose=False)
+    for _ in range(50):
+        fetch(f"{running.url}/x")
+    fetch(f"{running.url}/getApi?url={PAGE.replace('https', 'ftp')}")
+    running.says("400 GET /getApi for h5.example.com/a")
