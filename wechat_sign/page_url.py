@@ -135,7 +135,7 @@ def shown(url: str) -> str:
 
 def asked_for(query: str) -> str:
     """The same for the page that a request names in its query, right or wrong."""
-    first = re.search("(?:^|&)url=([^&]*)", query)
+    first = re.search("(?:^|&)url=([^&]{,1000})", query)
     url = first[1].encode("latin-1").decode("utf-8", "replace") if first else ""
     for _ in range(3):  # it may have been escaped more than once
         url = unquote(url)
