@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import logging
@@ -33,11 +34,14 @@ from harness import (
     fetch,
     renewal_for,
     resident,
+    run_check,
+    tickets_for,
 )
 
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import SigningError, Unexpected, WeChatRefused, WeChatUnreachable
 from wechat_sign.settings import WeChatSettings
+from wechat_sign.tickets import LOOK_INTERVAL
 
 Behaviour = Callable[[socket.socket], None]
 TIMEOUT = 0.3
@@ -432,6 +436,23 @@ def test_a_redis_that_drips_is_left_behind_and_a_later_look_finds_it_well_again(
         assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
 
 
+def test_what_redis_or_the_command_line_says_does_nothing_to_a_terminal(
+    wechat: Sandbox, tmp_path: Path
+) -> None:
+    def behave(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            connection.sendall(b"-ERR \x1b[2J\xc2\x9b\xe2\x80\xae" + b"x" * 9000 + b"\r\n")
+
+    with impostor(behave) as hostile:
+        ini = tmp_path / "\x1b[2J\u202e.ini"
+        status, said = run_check(
+            wechat, ini, "[redis]", "host = 127.0.0.1", f"port = {hostile.port}"
+        )
+        assert status == 1
+        assert all(line.isprintable() for line in said.split("\n"))
+        assert max(map(len, said.split("\n"))) < 500
+
+
 @pytest.mark.parametrize("key", [TICKET_KEY, TOKEN_KEY])
 def test_what_is_as_long_as_no_credential_is_not_even_read(
     wechat: Sandbox, redis_server: RedisServer, key: str
@@ -484,3 +505,53 @@ def test_what_wechat_repeats_of_a_credential_is_not_shown(
         shown = str(caught.value) + repr(caught.value)
         assert_no_credential(shown.lower(), {repeated.lower()})
         assert "*** here" in shown or "***x here" in shown
+
+
+def test_a_name_that_is_never_resolved_is_left_behind(
+    wechat: Sandbox, clock: MovedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, resolve = threading.Event(), socket.getaddrinfo
+
+    def hang(host: str, *given: object, **more: object) -> object:
+        if host == "localhost":
+            over.wait(PATIENCE)
+        return resolve(host, *given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("wechat_sign.cache.DEADLINE", TIMEOUT)
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    url, wechat.url = wechat.url, wechat.url.replace("127.0.0.1", "localhost")
+    renewal = renewal_for(wechat, host="localhost", clock=clock, timeout=TIMEOUT)
+    began = time.monotonic()
+    with pytest.raises(WeChatUnreachable, match="no whole answer"):
+        renewal.look_up(None)
+    assert time.monotonic() - began < 10 * TIMEOUT
+    assert renewal.cache.state == "unreachable"
+    assert "not done within" in renewal.cache.trouble
+    wechat.url = url
+    over.set()
+    clock.advance(1)
+    assert renewal.look_up(None).value == wechat.ticket
+
+
+def test_where_no_thread_can_be_started_pages_are_told_and_it_is_tried_again(
+    wechat: Sandbox,
+    clock: MovedClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, clock=clock)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            for _ in range(20):
+                with pytest.raises(Unexpected, match="RuntimeError"):
+                    await tickets.current()
+        [record] = [one for one in caplog.records if one.levelno >= logging.WARNING]
+        assert record.exc_info is None
+        clock.advance(LOOK_INTERVAL)
+        assert await tickets.current() == wechat.ticket
+
+    asyncio.run(scenario())
