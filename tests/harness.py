@@ -52,9 +52,9 @@ BACK_OFF_KEY = "wechat:wxsandbox:back_off"
 """The sandbox's keys in Redis."""
 NOT_IN_WHITELIST = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6"
 """The errmsg of 40164."""
-LOOKING_OFTEN = """
-import runpy, wechat_sign.tickets
-wechat_sign.tickets.LOOK_INTERVAL = {}
+WITH_OTHER_CONSTANTS = """
+import runpy, wechat_sign.process, wechat_sign.tickets
+{}
 runpy.run_module("server", run_name="__main__", alter_sys=True)
 """
 Start = Callable[..., "Server"]
@@ -274,14 +274,18 @@ class Server:
         files: int = 0,
         sockets: Sequence[socket.socket | IO[Any]] = (),
         look_interval: float = 0,
+        write_timeout: float = 0,
         **environ: str,
     ) -> None:
         """`files`: how many file descriptors it may have, where that is to be few.
         `sockets`: what it is handed over, as systemd does.
-        `look_interval`: seconds between two looks at Redis, where a test can't wait for them."""
+        `look_interval`, `write_timeout`: seconds in place of the server's own, for which a test
+        can't wait."""
         program = [str(ROOT / "server.py")]
-        if look_interval:
-            program = ["-c", LOOKING_OFTEN.format(look_interval)]
+        changed = {"tickets.LOOK_INTERVAL": look_interval, "process.WRITE_TIMEOUT": write_timeout}
+        lines = [f"wechat_sign.{name} = {value}" for name, value in changed.items() if value]
+        if lines:
+            program = ["-c", WITH_OTHER_CONSTANTS.format("\n".join(lines))]
             environ["PYTHONPATH"] = str(ROOT)
         command = [sys.executable, *program, *arguments]
         given = [fcntl.fcntl(held.fileno(), fcntl.F_DUPFD, 100) for held in sockets]

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -601,6 +602,70 @@ def test_while_all_wait_for_an_answer_a_new_connection_is_closed(
         assert answer_on(caller)
     begin(callers[0])
     assert answer_on(callers[0])
+
+
+def descriptors(running: Server) -> int:
+    return len(os.listdir(f"/proc/{running.process.pid}/fd"))
+
+
+def unsent(running: Server) -> int:
+    """Bytes that the kernel holds for clients that don't read."""
+    port = running.address[1]
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(at[4][:8], 16) for at in lines if at[1].endswith(f":{port:04X}"))
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux tells it in /proc")
+def test_clients_that_never_read_are_closed_and_one_that_reads_slowly_is_not(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    running = start(verbose=False, write_timeout=1, files=256)
+    assert_signs(running, wechat)
+    (slow,) = connect(running, 1)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    before, number, requests = descriptors(running), 150, 500
+    ask = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    for connection in connect(running, number):
+        connection.sendall(requests * ask)
+    slow.sendall(requests * ask + b"GET /end HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    most, received = 0, b""
+
+    def closed() -> bool:
+        nonlocal most, received
+        received += slow.recv(16 * 1024)
+        most = max(most, unsent(running))
+        assert_signs(running, wechat)
+        return descriptors(running) <= before
+
+    eventually("those that never read are closed", closed)
+    assert most < 3 * process.SEND_BUFFER * number
+    received += b"".join(iter(lambda: slow.recv(1024 * 1024), b""))
+    assert received.count(b"HTTP/1.1 200 OK") == requests
+    assert b"HTTP/1.1 404 Not Found" in received
+    callers = connect(running, number)
+    for caller in callers:
+        begin(caller)
+    for caller in callers:
+        assert answer_on(caller)
+
+
+def test_what_a_client_that_left_has_asked_for_is_not_worked_on(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    hold = threading.Event()
+    wechat.faults["token"] = Fault(hold=hold)
+    running = start("timeout = 60")
+    (leaving,) = connect(running, 1)
+    leaving.sendall(REQUEST + 50 * b"GET /unread HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert leaving.recv(len(RECEIVED), socket.MSG_WAITALL) == RECEIVED
+    leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    leaving.close()  # with a reset: the server's next write fails
+    hold.set()
+    running.says("200 GET '/getApi")
+    for path in ("/one", "/other"):
+        assert fetch(running.url + path)[0] == 404
+        running.says(path)
+    assert "/unread" not in running.output
 
 
 @pytest.mark.parametrize("size", [process.LIMITS["max_header_size"], 200_000])

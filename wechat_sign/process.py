@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from asyncio import Future
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
-from tornado.iostream import IOStream, UnsatisfiableReadError
+from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 from tornado.netutil import bind_sockets
 
 from .errors import ConfigError
@@ -41,6 +42,10 @@ MAX_CONNECTIONS: Final = 4096
 """Connections at once; an idle one takes some 10 KiB."""
 BACKLOG: Final = 1024
 """Connections that wait in the kernel's queue."""
+WRITE_TIMEOUT: Final = 60.0
+"""Seconds that an answer has to leave for a client that reads it slowly, or not at all."""
+SEND_BUFFER: Final = 64 * 1024
+"""Bytes of answers that the kernel holds for a client; by itself it grows to 4 MiB."""
 LIMITS: Final[dict[str, int]] = {
     "max_header_size": 32 * 1024,  # an escaped url of 8192 characters is 24 KiB at most
     "max_body_size": 16 * 1024,  # no request here has one
@@ -108,7 +113,26 @@ class BoundedServer(HTTPServer):
 
 
 class _Stream(IOStream):
-    """A connection that, where the head of a request is too long, is closed with an answer."""
+    """A connection that is closed with an answer where the head of a request is too long, and
+    without one where what is written is not read."""
+
+    def __init__(self, connection: socket.socket, **sizes: int) -> None:
+        super().__init__(connection, **sizes)
+        with suppress(OSError):  # some systems refuse it where the client is gone by now
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+
+    def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """Tornado calls it for the next request."""
+        if self.closed():  # Tornado would answer all that it has read by now, to nobody
+            raise StreamClosedError
+        return super().read_until_regex(regex, max_bytes)
+
+    def write(self, data: bytes | memoryview) -> Future[None]:
+        written = super().write(data)
+        if self.writing():  # the kernel did not take all of it
+            timeout = self.io_loop.call_later(WRITE_TIMEOUT, self.close)
+            written.add_done_callback(lambda _: self.io_loop.remove_timeout(timeout))
+        return written
 
     def close_fd(self) -> None:
         if isinstance(self.error, UnsatisfiableReadError):
