@@ -684,6 +684,41 @@ def test_a_head_over_the_limit_is_answered_before_the_connection_closes(
     assert_signs(running, wechat)
 
 
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
+def test_a_request_with_a_body_is_refused_in_json(
+    start: Start, wechat: Sandbox, method: str
+) -> None:
+    running = start()
+    head = f"{method} /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n".encode()
+    for body in (
+        b"Content-Length: 1\r\n\r\nx",
+        b"Content-Length: 500000\r\n\r\n" + bytes(500_000),
+        b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100 + b"\r\nx\r\n0\r\n\r\n",
+    ):
+        with running.connect() as connection:
+            connection.sendall(head + body)
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert (answer.status, answer.getheader("Connection")) == (400, "close")
+            assert "has a body" in json.loads(answer.read())["error"]
+            assert connection.recv(1) == b""
+    assert_signs(running, wechat)
+
+
+def test_an_empty_body_is_none(start: Start, wechat: Sandbox, connect: Connect) -> None:
+    """Some proxies send one with every request."""
+    (connection,) = connect(start(), 1)
+    request = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n".encode()
+    for body in (b"Content-Length: 0\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
+        connection.sendall(request + body)
+        assert answer_on(connection)
+    connection.sendall(b"GET /%b HTTP/1.1\r\n\r\n" % bytes(40_000))
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    assert answer.status == 431
+
+
 def test_what_is_not_printable_in_a_path_stays_out_of_answer_and_log(
     start: Start, wechat: Sandbox
 ) -> None:

@@ -8,6 +8,7 @@ outlives the process. With systemd's socket activation it does, and a restart lo
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -48,19 +49,31 @@ SEND_BUFFER: Final = 64 * 1024
 """Bytes of answers that the kernel holds for a client; by itself it grows to 4 MiB."""
 LIMITS: Final[dict[str, int]] = {
     "max_header_size": 32 * 1024,  # an escaped url of 8192 characters is 24 KiB at most
-    "max_body_size": 16 * 1024,  # no request here has one
-    "max_buffer_size": 64 * 1024,
+    "max_body_size": 0,  # no request here has one
+    "max_buffer_size": 64 * 1024,  # Tornado reads half as much at once
     "idle_connection_timeout": 75,  # seconds; more than the 60 of nginx, which must close first
     "body_timeout": 10,  # seconds
 }
 _UNIX_SOCKET: Final = ip_address("0.0.0.0")
 """What Tornado calls the peer on a unix socket; no other has that address."""
 _ORIGIN: Final = re.compile(r"^https?://[^/?]*/?", re.IGNORECASE)
-_ERROR: Final = b'{"error": "the request line and headers are longer than 32 KiB"}'
-_HEAD_TOO_LONG: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
-    b"Content-Type: application/json; charset=UTF-8\r\nContent-Length: %d\r\n\r\n%b"
-) % (len(_ERROR), _ERROR)
+
+
+def _refusal(status: str, error: str) -> bytes:
+    body = json.dumps({"error": error})
+    return (
+        f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json; charset=UTF-8"
+        f"\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    ).encode("ascii")
+
+
+_HEAD_TOO_LONG: Final = _refusal(
+    "431 Request Header Fields Too Large", "the request line and headers are longer than 32 KiB"
+)
+_MALFORMED: Final = _refusal(
+    "400 Bad Request", "the request is malformed, or has a body, which none here may have"
+)
+_MALFORMED_TO_TORNADO: Final = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 
 class BoundedServer(HTTPServer):
@@ -113,21 +126,31 @@ class BoundedServer(HTTPServer):
 
 
 class _Stream(IOStream):
-    """A connection that is closed with an answer where the head of a request is too long, and
-    without one where what is written is not read."""
+    """A connection. Where a request is malformed or its head too long it is closed with an answer
+    in JSON, and without one where what is written is not read."""
 
     def __init__(self, connection: socket.socket, **sizes: int) -> None:
         super().__init__(connection, **sizes)
+        self._unreadable = _HEAD_TOO_LONG
+        self._refused = False
         with suppress(OSError):  # some systems refuse it where the client is gone by now
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """Tornado calls it for the next request."""
+        """Tornado calls it for the head of the next request."""
         if self.closed():  # Tornado would answer all that it has read by now, to nobody
             raise StreamClosedError
+        self._unreadable = _HEAD_TOO_LONG
         return super().read_until_regex(regex, max_bytes)
 
+    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """Tornado calls it for the size of a chunk; only that of none passes."""
+        self._unreadable = _MALFORMED
+        return super().read_until(delimiter, max_bytes)
+
     def write(self, data: bytes | memoryview) -> Future[None]:
+        if data == _MALFORMED_TO_TORNADO:
+            data, self._refused = _MALFORMED, True
         written = super().write(data)
         if self.writing():  # the kernel did not take all of it
             timeout = self.io_loop.call_later(WRITE_TIMEOUT, self.close)
@@ -135,9 +158,11 @@ class _Stream(IOStream):
         return written
 
     def close_fd(self) -> None:
-        if isinstance(self.error, UnsatisfiableReadError):
+        unreadable = isinstance(self.error, UnsatisfiableReadError)
+        if unreadable or self._refused:
             with suppress(OSError):
-                self.socket.send(_HEAD_TOO_LONG)
+                if unreadable:
+                    self.socket.send(self._unreadable)
                 self.socket.shutdown(socket.SHUT_WR)
                 # Closed with something unread, the kernel resets it and the answer may be lost.
                 for _ in range(16):
