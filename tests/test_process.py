@@ -525,6 +525,55 @@ def test_thousands_of_idle_and_half_connections_harm_nobody(
     assert_signs(running, wechat)
 
 
+def test_callers_are_served_at_once_though_idle_connections_take_all_there_may_be(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    running = start(files=256)
+    idle = connect(running, 400)
+    callers = connect(running, 20)
+    for caller in callers:
+        begin(caller)
+    for caller in callers:
+        assert answer_on(caller)
+    assert idle[0].recv(1) == b""  # closed by the server
+
+
+def cpu_time(running: Server) -> float:
+    """Seconds."""
+    fields = Path(f"/proc/{running.process.pid}/stat").read_text().split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells it in /proc")
+def test_long_heads_that_come_a_byte_at_a_time_keep_nobody_waiting(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    running = start(verbose=False)
+    assert_signs(running, wechat)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    slow, rounds = connect(running, min(1000, hard // 2)), 3
+    for connection in slow:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 30_000)
+    assert_signs(running, wechat)
+    before = cpu_time(running)
+    for _ in range(rounds):
+        for connection in slow:
+            connection.sendall(b"x")
+        assert_signs(running, wechat)
+    assert (cpu_time(running) - before) / (rounds * len(slow)) < 0.0003
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\r\n\n", b"\n\r\n"])
+def test_a_head_ends_with_an_empty_line_of_any_kind(
+    start: Start, wechat: Sandbox, connect: Connect, end: bytes
+) -> None:
+    (connection,) = connect(start(), 1)
+    for _ in range(2):
+        connection.sendall(f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a".encode() + end)
+        assert answer_on(connection)
+
+
 def test_for_a_new_connection_the_one_that_is_idle_longest_is_closed(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:

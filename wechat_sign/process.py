@@ -73,6 +73,9 @@ _HEAD_TOO_LONG: Final = _refusal(
 _MALFORMED: Final = _refusal(
     "400 Bad Request", "the request is malformed, or has a body, which none here may have"
 )
+_HEAD_END: Final = rb"\n\r?\n"
+"""Ends where Tornado's own does, which begins with what may be missing: that takes 0.3 ms to find
+nothing in 32 KiB, and again for each byte that comes."""
 _MALFORMED_TO_TORNADO: Final = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 
@@ -141,7 +144,7 @@ class _Stream(IOStream):
         if self.closed():  # Tornado would answer all that it has read by now, to nobody
             raise StreamClosedError
         self._unreadable = _HEAD_TOO_LONG
-        return super().read_until_regex(regex, max_bytes)
+        return super().read_until_regex(_HEAD_END, max_bytes)
 
     def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado calls it for the size of a chunk; only that of none passes."""
