@@ -88,6 +88,16 @@ class TestSharing:
             assert sent == {key: data[key] for key in ("title", "link", "imgUrl")}
         assert_all_good(tab, 1)
 
+    @pytest.mark.parametrize("tag", ["img", "form"])
+    def test_what_a_user_put_into_the_page_does_not_pass_for_the_scripts_tag(
+        self, either: OpenPhone, site: Site, signing: Signing, tag: str
+    ) -> None:
+        clobber = f'<{tag} name=currentScript data-server="https://evil.example.com"></{tag}>'
+        tab = either("Android")
+        tab.open(site(page(signing, before=clobber + WEIXIN)))
+        assert tab.outcome() == "shared"
+        assert_all_good(tab, 1)
+
     @pytest.mark.parametrize("when", ["early", "late"])
     @pytest.mark.parametrize("kind", IN_WECHAT)
     def test_it_shares_on_every_kind_of_phone(

@@ -24,9 +24,9 @@
     performance.getEntriesByType('navigation')[0] // knows the url also where a router replaced it
   var entry = pageUrl(visit && visit.name.indexOf(location.origin) === 0 && visit.name)
   var keepsEntry = /iPhone|iPad|iPod/.test(agent) // to WeChat there, it stays the page's url
-  var tag = document.currentScript                // a module has none, but a stack
+  var now = document.currentScript, tag = now instanceof HTMLScriptElement && now // no <img name>
   var own = /(https?:\/\/[^\s()@]*)\/wechat-sign\.js/.exec(tag ? tag.src : new Error().stack)
-  var server = (tag && tag.getAttribute('data-server')) || (own && own[1]) || ''
+  var server = (tag && tag.getAttribute('data-server')) || (own && own[1]) || '' // no tag: a module
   var sdk = null     // WeChat's script
   var given = null   // what to share, or the function that says it
   var signed = null  // what WeChat accepted last: the url, where the page was, its open tags
