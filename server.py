@@ -382,7 +382,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def port_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port: a number from 0 to 65535")
+        raise argparse.ArgumentTypeError("is not a port: a number from 0 to 65535")
     return int(text)
 
 
@@ -410,6 +410,13 @@ def settings_from(given: argparse.Namespace) -> Settings:
     return replace(settings, server=replace(settings.server, **overrides))
 
 
+def cache_for(settings: Settings, given: argparse.Namespace) -> Cache:
+    try:
+        return Cache(settings)
+    except ConfigError as error:  # it does not know the file
+        raise ConfigError(f"{given.config}: {error}") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when told to stop, 1 where it can't listen or a check found something,
     2 for a bad configuration."""
@@ -419,7 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr(verbose=given.verbose)
     try:
         settings = settings_from(given)
-        cache = Cache(settings)
+        cache = cache_for(settings, given)
     except ConfigError as error:
         if given.check:
             return print_findings(Finding("settings", False, problem) for problem in error.problems)

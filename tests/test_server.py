@@ -395,9 +395,31 @@ def test_a_wrong_ini_file_is_a_line_for_each_problem_and_status_2(
     status, output = run("--config", str(ini))
     assert status == 2
     assert [line.partition(": ")[2] for line in output.splitlines()] == [
-        "[wechat] timeout = soon: must be a number from 0.1 to 60",
-        "[redis] port = x: must be a whole number from 1 to 65535",
+        "[wechat] timeout: must be a number from 0.1 to 60",
+        "[redis] port: must be a whole number from 1 to 65535",
     ]
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("passwd=x", "got an unexpected keyword argument 'passwd'"),
+        ("db=x", "Invalid value for 'db' in connection URL."),
+        ("ssl_ca_certs=hunter2", "ssl_ca_certs: there is no such file"),
+        ("port=hunter2", "redis-py does not take an option that is there, or its value"),
+        ("0123456789abcdef0123456789abcdef=x", "redis-py does not take an option that is there"),
+    ],
+)
+def test_a_url_with_a_wrong_option_is_a_problem_like_others_and_its_value_is_not_shown(
+    tmp_path: Path, wechat: Sandbox, query: str, words: str
+) -> None:
+    line = f"url = redis://127.0.0.1?{query}"
+    ini = write_ini(tmp_path / "config.ini", wechat, "[redis]", line)
+    status, output = run("--config", str(ini))
+    assert (status, output.count("\n")) == (2, 1)
+    assert output.startswith(f"{ini}: [redis] url, after the ?: {words}")
+    assert "hunter2" not in output
+    assert "0123456789abcdef" not in output
 
 
 def test_a_port_in_use_is_a_sentence_and_status_1() -> None:
@@ -418,8 +440,11 @@ def test_an_address_that_is_not_ours_is_a_sentence_and_status_1(address: str) ->
 
 
 def test_a_port_that_is_none_is_a_usage_error() -> None:
-    assert "not a port" in run("--port", "99999")[1]
-    assert run("--port", "x")[0] == 2
+    for port in ("99999", "0123456789abcdef0123456789abcdef"):
+        status, output = run("--port", port)
+        assert status == 2
+        assert output.endswith("argument --port: is not a port: a number from 0 to 65535\n")
+        assert port not in output
 
 
 def test_each_library_is_imported_where_the_design_says() -> None:

@@ -114,18 +114,18 @@ def test_every_problem_is_reported_at_once_with_its_place(tmp_path: Path) -> Non
     )
     assert problems(text, tmp_path) == [
         "[jsdk]: unknown section; did you mean jssdk?",
-        "[DEFAULT]: unknown section; known are wechat, redis, jssdk, server",
+        "line 15: unknown section; known are wechat, redis, jssdk, server",
         "[wechat] appid is required: fill it in",
         "[wechat] secret is required: fill it in (or set the environment variable WECHAT_SECRET)",
-        "[wechat] api = ftp://a: must be a plain url, like https://api.weixin.qq.com",
-        "[wechat] timeout = soon: must be a number from 0.1 to 60",
+        "[wechat] api: must be a plain url, like https://api.weixin.qq.com",
+        "[wechat] timeout: must be a number from 0.1 to 60",
         "[redis] prot: unknown option; did you mean port?",
-        "[redis] port = 70000: must be a whole number from 1 to 65535",
-        "[redis] tls = maybe: must be one of 1, yes, true, on, 0, no, false, off",
-        "[jssdk] js_api_list = get-location: get-location: must be the name of a JS API",
-        "[jssdk] page_hosts = https://a/: https://a/: must be a host name alone, without scheme, "
+        "[redis] port: must be a whole number from 1 to 65535",
+        "[redis] tls: must be one of 1, yes, true, on, 0, no, false, off",
+        "[jssdk] js_api_list: get-location: must be the name of a JS API",
+        "[jssdk] page_hosts: https://a/: must be a host name alone, without scheme, "
         "port or path, like h5.example.com or *.example.com",
-        "[server] port = 80 ; http: must be a whole number from 0 to 65535",
+        "[server] port: must be a whole number from 0 to 65535",
     ]
 
 
@@ -145,6 +145,8 @@ def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path
         (ACCOUNT + "nonsense", "line 4: is not option = value"),
         (ACCOUNT + "appid = wx2", "line 4: [wechat] appid is given twice; keep one"),
         (ACCOUNT + "[wechat]", "line 4: [wechat] is given twice; join the two"),
+        (ACCOUNT + "appp = 1\nappp = 2", "line 5: this option is given twice; keep one"),
+        (ACCOUNT + "[b]\n[b]", "line 5: this section is given twice; join the two"),
         (ACCOUNT + "[redis]\nexpire = 7201", "must be a whole number from 1 to 7200"),
         (ACCOUNT + "[redis]\nexpire = 0", "must be a whole number from 1 to 7200"),
         (ACCOUNT + "[redis]\nhost = r ; mine", "may not contain whitespace (a comment needs"),
@@ -173,10 +175,70 @@ def test_a_wrong_file_is_told_in_a_sentence(
     assert problem in "\n".join(problems(text, tmp_path))
 
 
+SECRET = "d41d8cd98f00b204e9800998ecf8427e"
+EVERY_OPTION = [
+    (section, name)
+    for section, schema in vars(Settings(WeChatSettings("wx1", "s"))).items()
+    for name in vars(schema)
+    if (section, name) not in [("wechat", "secret"), ("redis", "password")]
+]
+
+
+@pytest.mark.parametrize(("section", "name"), EVERY_OPTION)
+def test_a_secret_in_any_other_option_is_refused_and_not_shown(
+    section: str, name: str, tmp_path: Path
+) -> None:
+    text = f"[wechat]\nappid = wx1\n[{section}]\n{name} = {{}}"
+    if section == "wechat":
+        text = f"[wechat]\n{name} = {{}}"
+    for value in (SECRET, SECRET.upper(), f"{SECRET} ", f"x, {SECRET}", f"{SECRET}\n secret = x"):
+        found = problems(text.format(value), tmp_path, WECHAT_SECRET="s")
+        assert any(problem.startswith(f"[{section}] {name}: ") for problem in found)
+        assert SECRET not in "\n".join(found).lower()
+
+
+@pytest.mark.parametrize("name", ["js_api_list", "page_hosts", "open_tag_list"])
+def test_an_item_of_a_list_is_named_unless_it_may_be_a_secret(name: str, tmp_path: Path) -> None:
+    def problem(item: str) -> str:
+        [found] = problems(ACCOUNT + f"[jssdk]\n{name} =\n  {item}", tmp_path)
+        return found.removeprefix(f"[jssdk] {name}: ").partition(":")[0]
+
+    assert problem("a+b") == "a+b"
+    assert problem("a+\x9b2J") == "a+\\x9b2J"
+    assert problem("+." * 40) == "+." * 29 + "+…"
+    for secret in (SECRET, "x" * 31 + "+", f"{SECRET}.", "https://u:pw@a.b", "secret=s3"):
+        assert problem(secret) == "item 1"
+
+
+def test_a_name_that_resembles_none_is_told_by_its_line(tmp_path: Path) -> None:
+    text = f"[wechat]\nappid = wx1\n\n{SECRET} = x\nSecrets = y\n[jssdk]\npage_hosts = a,\n"
+    text += f"  [::1]\npw: 1\n[{SECRET}]\n[Redis]\n= 3\n[server]\n= 4"
+    known = "known are debug, js_api_list, open_tag_list, page_hosts"
+    account = "known are appid, secret, api, token_api, timeout"
+    assert problems(text, tmp_path, WECHAT_SECRET="s") == [
+        "line 12: is not option = value",
+        "line 14: is not option = value",
+        "line 10: unknown section; known are wechat, redis, jssdk, server",
+        "[Redis]: unknown section; did you mean redis?",
+        f"line 4: unknown option in [wechat]; {account}",
+        "[wechat] secrets: unknown option; did you mean secret?",
+        f"line 9: unknown option in [jssdk]; {known}",
+    ]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "secret = s3cr3t",
+        "[s3cr3t]\n[s3cr3t]",
+        "[wechat]\ns3cr3t = 1\ns3cr3t = 2",
+        "[s3cr3t]\na = s3cr3t\na = s3cr3t",
+        "[wechat]\napi = https://u:s3cr3t@host",
+        "[wechat]\ntoken_api = s3cr3t",
+        "[redis]\nhost = redis://:s3cr3t@host",
+        "[redis]\nport = s3cr3t",
+        "[redis]\nhost = s3cr3t:6379",
+        "[jssdk]\npage_hosts = a\n  secret=s3cr3t",
         "[wechat]\nsecret = s3cr3t\nsecret = s3cr3t",
         "[wechat]\nappid = wx1\n secret = s3cr3t",  # indented: swallowed by appid
         "[wechat]\nappid = wx1\nsecret = s3cr3t x",
@@ -347,6 +409,10 @@ def test_in_a_cluster_the_keys_of_an_account_share_a_slot(tmp_path: Path) -> Non
         ("redis://:s3@cr3t@h", "must be like redis://"),
         ("redis://:s3?cr3t@h", "must be like redis://"),
         ("redis://:s3#cr3t@h", "must be like redis://"),
+        ("redis://:s3%cr3t@h", "so % as %25"),
+        ("redis://:s3cr3t%@h", "so % as %25"),
+        ("unix://:s3%cr3t@/a", "so % as %25"),
+        (f"redis://{SECRET}", "names no host; a password stands before an @"),
         ("redis://a,b", "several hosts need"),
         ("redis+sentinel://a,b", "must end with the service"),
         ("redis+sentinel://a/main/x", "the number of a database"),
@@ -361,6 +427,20 @@ def test_a_url_that_names_no_redis_is_refused_and_not_shown(
     assert problem.startswith("[redis] url: ")
     assert words in problem
     assert "cr3t" not in problem
+    assert SECRET not in problem
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:17001", "redis:6379", "[::1]", "[::1]:6379", "a:"])
+def test_a_port_in_the_host_of_redis_is_refused(tmp_path: Path, host: str) -> None:
+    assert problems(ACCOUNT + f"[redis]\nhost = {host}", tmp_path) == [
+        "[redis] host: must be a host alone (an IPv6 address without brackets); "
+        "the port is an option of its own"
+    ]
+
+
+@pytest.mark.parametrize("host", ["::1", "2001:db8::7", "fe80::1%eth0", "::ffff:10.0.0.1", "r-1"])
+def test_the_host_of_redis_may_be_an_ipv6_address(tmp_path: Path, host: str) -> None:
+    assert load(ACCOUNT + f"[redis]\nhost = {host}", tmp_path).redis.host == host
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import configparser
 import difflib
+import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+from .logs import printable
 
 GRANTED_LIFE: Final = 7200
 """The longest life, in seconds, that WeChat grants a token or a ticket."""
@@ -26,6 +28,12 @@ GRANTED_LIFE: Final = 7200
 Network = IPv4Network | IPv6Network
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
 T = TypeVar("T")
+_NAME_SHOWN: Final = 60
+"""Characters that a problem shows of what was given."""
+SECRET: Final = re.compile("[0-9a-fA-F]{32}")
+"""What WeChat's secrets look like."""
+_LIKE_THE_SECRET: Final = "looks like the secret, which is an option of its own"
+_PERHAPS_A_SECRET: Final = re.compile(r".*([0-9a-fA-F]{32}|[=@]).*|[^.]{32,}", re.DOTALL)
 
 
 def _text(text: str) -> str:
@@ -53,8 +61,6 @@ _PAGE: Final = {**configparser.ConfigParser.BOOLEAN_STATES, "address": "address"
 
 
 def _appid(text: str) -> str:
-    if re.fullmatch("[0-9a-f]{32}", text):
-        raise ValueError("looks like the secret; an appid begins with wx")
     if not re.fullmatch(r"[\w-]+", text):
         raise ValueError("must be an appid, like wx and 16 letters and digits")
     return text
@@ -74,7 +80,9 @@ _REDIS_URL: Final = re.compile(
     rf"(?P<scheme>(?P<tls>rediss?)(\+(?P<kind>sentinel|cluster))?)://(?P<login>[^@/?#]*@)?"
     rf"(?P<nodes>{_NODE}(,{_NODE})*)(?P<path>/[^@?#]*)?(?P<query>\?[^@#]*)?"
 )
-_UNIX_URL: Final = re.compile(r"unix://([^@/?#]*@)?(?P<path>/[^@?#]+)(\?[^@#]*)?")
+_UNIX_URL: Final = re.compile(r"unix://(?P<login>[^@/?#]*@)?(?P<path>/[^@?#]+)(\?[^@#]*)?")
+_BAD_PERCENT: Final = re.compile("%(?![0-9a-fA-F]{2})")
+_ESCAPED: Final = "in a password @ : / ? # % are written as %XX"
 
 
 @dataclass(frozen=True)
@@ -89,14 +97,20 @@ class RedisUrl:
 
 
 def _redis_url(text: str) -> RedisUrl:
-    if unix := _UNIX_URL.fullmatch(_text(text)):
-        return RedisUrl("", (text,), "", f"unix://{unix['path']}")
-    match = _REDIS_URL.fullmatch(text)
+    match = _UNIX_URL.fullmatch(_text(text)) or _REDIS_URL.fullmatch(text)
     if match is None:
         raise ValueError(
             "must be like redis://:PASSWORD@127.0.0.1:6379/0, rediss://… (TLS), "
             "unix:///run/redis.sock, redis+sentinel://HOST:26379,HOST:26379/SERVICE or "
-            "redis+cluster://HOST:6379,HOST:6379; in a password @ : / ? # % are written as %XX"
+            f"redis+cluster://HOST:6379,HOST:6379; {_ESCAPED}"
+        )
+    if _BAD_PERCENT.search(match["login"] or ""):
+        raise ValueError(f"has a % that two hex digits do not follow; {_ESCAPED}, so % as %25")
+    if match.re is _UNIX_URL:
+        return RedisUrl("", (text,), "", f"unix://{match['path']}")
+    if SECRET.search(match["nodes"]):
+        raise ValueError(
+            "names no host; a password stands before an @, as in redis://:PASSWORD@HOST"
         )
     kind, nodes = match["kind"] or "", match["nodes"].split(",")
     login, path, query = (match[name] or "" for name in ("login", "path", "query"))
@@ -118,16 +132,40 @@ def _redis_url(text: str) -> RedisUrl:
 def _host(text: str) -> str:
     if re.search("[@/]", text):
         raise ValueError("must be a host alone; a url is given as url")
+    if ":" in text and not _is_ipv6(text):
+        raise ValueError(
+            "must be a host alone (an IPv6 address without brackets); "
+            "the port is an option of its own"
+        )
     return _text(text)
 
 
+def _is_ipv6(text: str) -> bool:
+    with suppress(ValueError):
+        return bool(IPv6Address(text))
+    return False
+
+
 def _list(parse_item: Callable[[str], T], text: str) -> tuple[T, ...]:
-    return tuple(parse_item(item) for item in re.split(r"[\s,]+", text) if item)
+    items = filter(None, re.split(r"[\s,]+", text))
+    return tuple(_item(parse_item, item, place) for place, item in enumerate(items, 1))
+
+
+def _item(parse: Callable[[str], T], text: str, place: int) -> T:
+    """Raises ValueError that names the item, or its place where it may be a secret."""
+    try:
+        if SECRET.fullmatch(text):
+            raise ValueError(_LIKE_THE_SECRET)
+        return parse(text)
+    except ValueError as reason:
+        hidden = _PERHAPS_A_SECRET.fullmatch(text)
+        shown = f"item {place}" if hidden else printable(text, _NAME_SHOWN)
+        raise ValueError(f"{shown}: {reason}") from None
 
 
 def _name(pattern: str, what: str, text: str) -> str:
     if not re.fullmatch(pattern, text):
-        raise ValueError(f"{text}: must be the name of {what}")
+        raise ValueError(f"must be the name of {what}")
     return text
 
 
@@ -138,7 +176,7 @@ def _page_host(text: str) -> str:
         if re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]", host):
             return star + host
     raise ValueError(
-        f"{text}: must be a host name alone, without scheme, port or path, "
+        "must be a host name alone, without scheme, port or path, "
         "like h5.example.com or *.example.com"
     )
 
@@ -146,29 +184,22 @@ def _page_host(text: str) -> str:
 def _network(text: str) -> Network:
     with suppress(ValueError):
         return ip_network(text)
-    raise ValueError(f"{text}: must be an IP address or a network, like 10.0.0.5 or 10.0.0.0/8")
+    raise ValueError("must be an IP address or a network, like 10.0.0.5 or 10.0.0.0/8")
 
 
-def option(
-    default: Any = MISSING,
-    parse: Callable[[str], Any] = _text,
-    environ: str = "",
-    *,
-    shown: bool = True,
-) -> Any:
+def option(default: Any = MISSING, parse: Callable[[str], Any] = _text, environ: str = "") -> Any:
     """A field of a section. `parse` makes the value from the text, or raises ValueError that
-    says what would be right, and repeats the text only where it may be `shown`. With an
-    environment variable, which stands in where the file leaves the option empty, it is a secret
-    and never shown."""
-    metadata = {"parse": parse, "environ": environ, "shown": shown and not environ}
-    return field(default=default, repr=not environ, metadata=metadata)
+    says what would be right and never repeats the text, which may be a secret in the wrong line
+    (of a list, an item that can't be one is named). With an environment variable, which stands
+    in where the file leaves the option empty, it is a secret itself."""
+    return field(default=default, repr=not environ, metadata={"parse": parse, "environ": environ})
 
 
 @dataclass(frozen=True)
 class WeChatSettings:
     """`[wechat]`: the account, and how WeChat is asked; `timeout` is in seconds."""
 
-    appid: str = option(parse=_appid, shown=False)  # it may be the secret, in the wrong line
+    appid: str = option(parse=_appid)
     secret: str = option(environ="WECHAT_SECRET")
     api: str = option("https://api.weixin.qq.com", _api)
     token_api: str = option(
@@ -181,7 +212,7 @@ class WeChatSettings:
 class RedisSettings:
     """`[redis]`: where credentials are shared; `expire` and `recheck` are in seconds."""
 
-    host: str = option("", _host, shown=False)
+    host: str = option("", _host)
     port: int = option(6379, partial(_number, int, 1, 65535))
     db: int = option(0, partial(_number, int, 0, 65535))
     username: str = option("")
@@ -299,12 +330,14 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     Raises ConfigError with all problems at once, each with its place, or with one alone where
     the file can't be read or its structure is broken. No secret's value is ever in it.
     """
-    texts, problems = _parse(path)
+    texts, lines, problems = _parse(path)
     schemas = get_type_hints(Settings)
-    problems += _unknown("[{}]: unknown section", texts, schemas)
+    problems += _unknown("", texts, schemas, lines)
     values: dict[str, dict[str, Any]] = {}
     for section, schema in schemas.items():
-        values[section], wrong = _section(schema, texts.get(section, {}), environ)
+        given = texts.get(section, {})
+        problems += _unknown(section, given, _options(schema), lines)
+        values[section], wrong = _section(schema, given, environ)
         problems += [f"[{section}] {problem}" for problem in wrong]
     if not problems:
         settings = Settings(**{name: schemas[name](**given) for name, given in values.items()})
@@ -326,14 +359,19 @@ def _contradictions(settings: Settings) -> list[str]:
     return problems
 
 
-def _parse(path: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Section → option → text, and a problem for each line that is no part of that."""
+def _parse(
+    path: Path,
+) -> tuple[dict[str, dict[str, str]], dict[tuple[str, str], int], list[str]]:
+    """Section → option → text, the line of each, and a problem for each line that is no part of
+    that. A section's own line is that of its option ""."""
     parser = configparser.ConfigParser(
         interpolation=None, default_section="", empty_lines_in_values=False
     )
+    lines: dict[tuple[str, str], int] = {}
     problems: list[str] = []
     try:
-        parser.read_string(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        parser.read_file(_numbered(text, parser, lines))
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file. Copy config.example.ini to {path} and fill in appid and "
@@ -344,27 +382,46 @@ def _parse(path: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except configparser.DuplicateSectionError as error:
-        place = f"{path}: line {error.lineno}: [{error.section}]"
-        raise ConfigError(f"{place} is given twice; join the two") from None
+        known = error.section in get_type_hints(Settings)
+        name = f"[{error.section}]" if known else "this section"
+        place = f"{path}: line {error.lineno}"
+        raise ConfigError(f"{place}: {name} is given twice; join the two") from None
     except configparser.DuplicateOptionError as error:
-        place = f"{path}: line {error.lineno}: [{error.section}] {error.option}"
-        raise ConfigError(f"{place} is given twice; keep one") from None
+        schema = get_type_hints(Settings).get(error.section)
+        known = schema is not None and error.option in _options(schema)
+        name = f"[{error.section}] {error.option}" if known else "this option"
+        place = f"{path}: line {error.lineno}"
+        raise ConfigError(f"{place}: {name} is given twice; keep one") from None
     except configparser.MissingSectionHeaderError as error:
         place = f"{path}: line {error.lineno}"
         raise ConfigError(f"{place}: a [section] must come before the first option") from None
     except configparser.ParsingError as error:
         problems = [f"line {line}: is not option = value" for line, _ in error.errors]
-    return {name: dict(parser[name]) for name in parser.sections()}, problems
+    return {name: dict(parser[name]) for name in parser.sections()}, lines, problems
+
+
+def _numbered(
+    text: str, parser: configparser.ConfigParser, lines: dict[tuple[str, str], int]
+) -> Iterator[str]:
+    """The text's lines; when the parser has read one, `lines` has what it found there."""
+    for number, line in enumerate(io.StringIO(text), 1):
+        yield line
+        for section in parser.sections()[-1:]:
+            for option in ("", *parser.options(section)):
+                lines.setdefault((section, option), number)
+
+
+def _options(schema: Any) -> dict[str, Field[Any]]:
+    return {option.name: option for option in fields(schema)}
 
 
 def _section(
     schema: Any, texts: Mapping[str, str], environ: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
     """Option → value, and what is wrong."""
-    options = {option.name: option for option in fields(schema)}
-    problems = _unknown("{}: unknown option", texts, options)
+    problems: list[str] = []
     values: dict[str, Any] = {}
-    for name, option in options.items():
+    for name, option in _options(schema).items():
         text = texts.get(name) or environ.get(option.metadata["environ"], "").strip()
         try:
             values[name] = _value(option, text)
@@ -385,19 +442,33 @@ def _value(option: Field[Any], text: str) -> Any:
         # Not shown: what it swallowed may be the line of the secret.
         hint = "is the line below it indented by mistake?"
         raise ValueError(f"{name}: runs over several lines; {hint}")
+    if not variable and SECRET.fullmatch(text):
+        raise ValueError(f"{name}: {_LIKE_THE_SECRET}")
     try:
         return option.metadata["parse"](text)
     except ValueError as reason:
-        shown = f" = {text}" if option.metadata["shown"] else ""
-        raise ValueError(f"{name}{shown}: {reason}") from None
+        raise ValueError(f"{name}: {reason}") from None
 
 
-def _unknown(problem: str, names: Iterable[str], known: Mapping[str, Any]) -> list[str]:
-    """A problem for each name that is not known, with the known one that it resembles."""
+def _unknown(
+    section: str,
+    names: Iterable[str],
+    known: Mapping[str, Any],
+    lines: Mapping[tuple[str, str], int],
+) -> list[str]:
+    """A problem for each name that is not known: of a section's options, or of sections where
+    it is "". Only one that resembles a known name is shown; another may be a secret."""
+    what, where = ("option", f" in [{section}]") if section else ("section", "")
     problems = []
     for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-            problems.append(f"{problem.format(name)}; {hint}")
+        if name in known or not name:  # without a name, it was told already
+            continue
+        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+        if close:
+            shown = printable(name, _NAME_SHOWN)
+            place = f"[{section}] {shown}" if section else f"[{shown}]"
+            problems.append(f"{place}: unknown {what}; did you mean {close[0]}?")
+        else:
+            line = lines[(section, name) if section else (name, "")]
+            problems.append(f"line {line}: unknown {what}{where}; known are {', '.join(known)}")
     return problems

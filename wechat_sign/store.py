@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -29,7 +30,7 @@ from .breaker import words_of
 from .clock import Clock
 from .credentials import is_credential
 from .errors import ConfigError
-from .settings import GRANTED_LIFE, RedisSettings, Settings
+from .settings import GRANTED_LIFE, SECRET, RedisSettings, RedisUrl, Settings
 
 log = logging.getLogger(__name__)
 Client = redis.Redis | redis.RedisCluster
@@ -104,12 +105,21 @@ def connect(settings: RedisSettings) -> Callable[[], Client]:
             given.setdefault("ssl_check_hostname", True)
         for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
             if name in given and not Path(given[name]).is_file():
-                raise ValueError(f"{name}: there is no file {given[name]}")
+                raise ValueError(f"{name}: there is no such file")
         make: Callable[[], Client] = _CLIENTS[url.kind](url.service, nodes, given)
         return make
     except (TypeError, ValueError, AttributeError, redis.RedisError) as error:
-        # redis-py's words, which name an option that it does not know.
-        raise ConfigError(f"[redis] url, after the ?: {str(error).rpartition('() ')[2]}") from None
+        raise ConfigError(f"[redis] url, after the ?: {_what_is_wrong(error, url)}") from None
+
+
+def _what_is_wrong(error: Exception, url: RedisUrl) -> str:
+    """redis-py's words, which name an option that it does not know; not where a secret may be in
+    them, by the option's name or its value."""
+    words = str(error).rpartition("() ")[2]
+    values = [value for _, value in parse_qsl(urlsplit(url.nodes[0]).query)]
+    if SECRET.search(words) or any(value in words for value in values if len(value) > 3):
+        return "redis-py does not take an option that is there, or its value"
+    return words
 
 
 def _one(_service: str, _nodes: list[dict[str, Any]], given: dict[str, Any]) -> Any:
