@@ -453,6 +453,7 @@ def test_each_library_is_imported_where_the_design_says() -> None:
     }
     sources["server.py"] = (ROOT / "server.py").read_text(encoding="utf-8")
     for library, modules in {
+        "idna": {"hosts.py"},
         "requests": {"credentials.py"},
         "redis": {"breaker.py", "store.py"},
         "tornado": {"process.py", "server.py"},
@@ -466,6 +467,7 @@ def test_imports_point_downward() -> None:
         "logs",
         "deadline",
         "errors",
+        "hosts",
         "settings",
         "page_url",
         "signature",

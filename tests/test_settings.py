@@ -212,14 +212,14 @@ def test_an_item_of_a_list_is_named_unless_it_may_be_a_secret(name: str, tmp_pat
 
 def test_a_name_that_resembles_none_is_told_by_its_line(tmp_path: Path) -> None:
     text = f"[wechat]\nappid = wx1\n\n{SECRET} = x\nSecrets = y\n[jssdk]\npage_hosts = a,\n"
-    text += f"  [::1]\npw: 1\n[{SECRET}]\n[Redis]\n= 3\n[server]\n= 4"
+    text += f"  [::1]\npw: 1\n[{SECRET}]\n[REDIS]\n= 3\n[server]\n= 4"
     known = "known are debug, js_api_list, open_tag_list, page_hosts"
     account = "known are appid, secret, api, token_api, timeout"
     assert problems(text, tmp_path, WECHAT_SECRET="s") == [
         "line 12: is not option = value",
         "line 14: is not option = value",
         "line 10: unknown section; known are wechat, redis, jssdk, server",
-        "[Redis]: unknown section; did you mean redis?",
+        "[REDIS]: unknown section; did you mean redis?",
         f"line 4: unknown option in [wechat]; {account}",
         "[wechat] secrets: unknown option; did you mean secret?",
         f"line 9: unknown option in [jssdk]; {known}",
@@ -352,6 +352,7 @@ def test_the_example_spells_booleans_one_way() -> None:
     [
         ("redis://h", "", ["redis://h"], "", "redis://h"),
         ("redis://u:p%40@h:1/2", "", ["redis://u:p%40@h:1/2"], "", "redis://h:1/2"),
+        (f"redis://{SECRET}.h", "", [f"redis://{SECRET}.h"], "", f"redis://{SECRET}.h"),
         ("rediss://[::1]:1?a=b", "", ["rediss://[::1]:1?a=b"], "", "rediss://[::1]:1"),
         ("unix://:p@/a/b.sock?db=1", "", ["unix://:p@/a/b.sock?db=1"], "", "unix:///a/b.sock"),
         (
@@ -413,6 +414,7 @@ def test_in_a_cluster_the_keys_of_an_account_share_a_slot(tmp_path: Path) -> Non
         ("redis://:s3cr3t%@h", "so % as %25"),
         ("unix://:s3%cr3t@/a", "so % as %25"),
         (f"redis://{SECRET}", "names no host; a password stands before an @"),
+        (f"redis+cluster://h,{SECRET}:1", "names no host; a password stands before an @"),
         ("redis://a,b", "several hosts need"),
         ("redis+sentinel://a,b", "must end with the service"),
         ("redis+sentinel://a/main/x", "the number of a database"),

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+from .hosts import page_host
 from .logs import printable
 
 GRANTED_LIFE: Final = 7200
@@ -108,11 +109,11 @@ def _redis_url(text: str) -> RedisUrl:
         raise ValueError(f"has a % that two hex digits do not follow; {_ESCAPED}, so % as %25")
     if match.re is _UNIX_URL:
         return RedisUrl("", (text,), "", f"unix://{match['path']}")
-    if SECRET.search(match["nodes"]):
+    kind, nodes = match["kind"] or "", match["nodes"].split(",")
+    if any(SECRET.fullmatch(node.partition(":")[0]) for node in nodes):
         raise ValueError(
             "names no host; a password stands before an @, as in redis://:PASSWORD@HOST"
         )
-    kind, nodes = match["kind"] or "", match["nodes"].split(",")
     login, path, query = (match[name] or "" for name in ("login", "path", "query"))
     place, service = f"{match['scheme']}://{match['nodes']}{path}", ""
     if kind == "sentinel":
@@ -167,18 +168,6 @@ def _name(pattern: str, what: str, text: str) -> str:
     if not re.fullmatch(pattern, text):
         raise ValueError(f"must be the name of {what}")
     return text
-
-
-def _page_host(text: str) -> str:
-    star, host = ("*.", text[2:]) if text.startswith("*.") else ("", text)
-    with suppress(UnicodeError):
-        host = host.encode("idna").decode().lower()
-        if re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]", host):
-            return star + host
-    raise ValueError(
-        "must be a host name alone, without scheme, port or path, "
-        "like h5.example.com or *.example.com"
-    )
 
 
 def _network(text: str) -> Network:
@@ -252,7 +241,7 @@ class JssdkSettings:
     open_tag_list: tuple[str, ...] = option(
         (), partial(_list, partial(_name, "wx-[a-z-]+", "an open tag, like wx-open-launch-weapp"))
     )
-    page_hosts: tuple[str, ...] = option((), partial(_list, _page_host))
+    page_hosts: tuple[str, ...] = option((), partial(_list, page_host))
 
 
 @dataclass(frozen=True)
