@@ -490,7 +490,8 @@ def test_a_first_ticket_of_unknown_age_is_asked_about_before_a_page_comes(
     redis_server.run("SET", TICKET_KEY, "dead")
     running = start(*redis_server.ini)
     eventually("WeChat was asked", lambda: redis_server.run("GET", TICKET_KEY) == wechat.ticket)
-    eventually("it is known", lambda: fetch(f"{running.url}/healthz")[1].get("ticket_age") == 0)
+    health = f"{running.url}/healthz"
+    eventually("it is known", lambda: fetch(health)[1].get("ticket_usable_for", 0) > 7000)
     assert_signs(running, wechat)
     assert wechat.calls["getticket"] == 1
 
@@ -668,7 +669,7 @@ def unsent(running: Server) -> int:
 def test_clients_that_never_read_are_closed_and_one_that_reads_slowly_is_not(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:
-    running = start(verbose=False, write_timeout=1, files=256)
+    running = start(verbose=False, write_timeout=2, files=256)
     assert_signs(running, wechat)
     (slow,) = connect(running, 1)
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
@@ -681,7 +682,7 @@ def test_clients_that_never_read_are_closed_and_one_that_reads_slowly_is_not(
 
     def closed() -> bool:
         nonlocal most, received
-        received += slow.recv(16 * 1024)
+        received += slow.recv(64 * 1024)
         most = max(most, unsent(running))
         assert_signs(running, wechat)
         return descriptors(running) <= before
@@ -710,7 +711,7 @@ def test_what_a_client_that_left_has_asked_for_is_not_worked_on(
     leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     leaving.close()  # with a reset: the server's next write fails
     hold.set()
-    running.says("200 GET '/getApi")
+    running.says("200 GET /getApi")
     for path in ("/one", "/other"):
         assert fetch(running.url + path)[0] == 404
         running.says(path)

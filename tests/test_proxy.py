@@ -169,10 +169,10 @@ def proxy(request: pytest.FixtureRequest, running: Server, tmp_path: Path) -> It
 
 def test_all_of_the_server_is_served(proxy: Proxy) -> None:
     types = {
+        f"/wx/getApi?url={quote(AWKWARD[0], safe='')}": "application/json",
         "/wx/": "text/html",
         "/wx/wechat-sign.js": "text/javascript",
         "/wx/healthz": "application/json",
-        f"/wx/getApi?url={quote(AWKWARD[0], safe='')}": "application/json",
     }
     for path, content_type in types.items():
         for method in ("GET", "HEAD"):
