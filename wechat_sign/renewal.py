@@ -21,7 +21,9 @@ What ends when, in seconds, by default:
     1 to 60      back-off after what may pass, doubling
     1 to 600     back-off where WeChat refuses a token that it has just granted
     60 to 600    back-off after what a person must mend, doubling
-    13           the lock's lease: twice `timeout`, which one call can take, and 3
+    10           a call to WeChat: twice `timeout`; what takes longer is cut off (deadline.py)
+    6            whatever is asked of Redis at once, the same; most takes a millisecond
+    13           the lock's lease: one call, and 3
     39           the wait for the lock, while there is no ticket: whoever has it makes three calls
 """
 
@@ -106,8 +108,7 @@ class BackOff:
 
 class Renewal:
     """Looks a ticket up, and has WeChat renew it where that is due. A class because it carries
-    the back-off, and what to doubt since the clock made a step. For one thread at a time; every
-    call has an end, for every time-out has one."""
+    the back-off, and what to doubt since the clock made a step. For one thread at a time."""
 
     def __init__(self, wechat: WeChat, cache: Cache, settings: Settings) -> None:
         self._wechat = wechat
