@@ -307,7 +307,7 @@ class Server:
         )
         for number in given:
             os.close(number)
-        self.output = ""
+        self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -315,7 +315,11 @@ class Server:
         assert self.process.stdout is not None
         with self.process.stdout as lines:
             for line in lines:
-                self.output += line
+                self._lines.append(line)
+
+    @property
+    def output(self) -> str:
+        return "".join(self._lines)
 
     @property
     def url(self) -> str:
