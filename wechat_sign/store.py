@@ -90,7 +90,8 @@ def connect(settings: RedisSettings) -> Callable[[], Client]:
         "socket_connect_timeout": REDIS_TIMEOUT,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,
-        "driver_info": None,  # some proxies hang up on CLIENT SETINFO
+        # Some proxies hang up on CLIENT SETINFO; redis-py 7 sends it unless both are empty.
+        "driver_info": redis.DriverInfo(name="", lib_version=""),
     }
     url = settings.url
     if url is None:
