@@ -54,6 +54,7 @@ from wechat_sign.page_url import (
     shown,
 )
 from wechat_sign.renewal import Renewal
+from wechat_sign.safety import warnings_for
 from wechat_sign.sandbox import Sandbox, print_banner
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
 from wechat_sign.signature import WxConfig
@@ -442,6 +443,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if given.sandbox:
         print_banner(process.address_of(sockets[0]))
+    else:
+        for warning in warnings_for(settings, given.config, sockets):
+            log.warning("%s", warning)
     asyncio.run(serve(settings, cache, sockets))
     return 0
 

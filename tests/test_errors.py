@@ -97,7 +97,15 @@ def test_every_advice_is_in_two_languages(advice: Advice) -> None:
 def test_every_advice_is_given_for_something_and_every_name_is_one() -> None:
     given = {
         name
-        for section in ("errcode", "redis", "page sign", "page urls", "page script", "page phone")
+        for section in (
+            "errcode",
+            "redis",
+            "page sign",
+            "page urls",
+            "page script",
+            "page phone",
+            "start",
+        )
         for names in TABLE[section].values()
         for name in names.split(", ")
     }

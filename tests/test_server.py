@@ -475,7 +475,7 @@ def test_imports_point_downward() -> None:
         "clock",
         "breaker",
     ]
-    order += ["store", "cache", "renewal", "tickets", "check", "sandbox", "process"]
+    order += ["store", "cache", "renewal", "tickets", "check", "sandbox", "process", "safety"]
     for path in ROOT.glob("wechat_sign/[!_]*.py"):
         imported = re.findall(r"^\s*from \.(\w+) import", path.read_text("utf-8"), re.MULTILINE)
         place = order.index(path.stem)

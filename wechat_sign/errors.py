@@ -160,3 +160,8 @@ def redis_advice(trouble: str) -> Advice:
     entries = _TABLE["redis"]
     found = (name for words, name in entries.items() if words in trouble.lower())
     return _advice(next(found, entries["else"]))
+
+
+def start_advice(name: str) -> Advice:
+    """What to do about something that is less safe than it could be."""
+    return _advice(_TABLE["start"][name])

@@ -336,6 +336,19 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     raise ConfigError(*(f"{path}: {problem}" for problem in problems))
 
 
+def secrets_in(path: Path) -> list[str]:
+    """The options that are secrets and that the file has, where the environment could."""
+    with suppress(ConfigError):  # it was read before, and may be gone by now
+        texts, _, _ = _parse(path)
+        return [
+            name
+            for section, schema in get_type_hints(Settings).items()
+            for name, option in _options(schema).items()
+            if option.metadata["environ"] and texts.get(section, {}).get(name)
+        ]
+    return []
+
+
 def _contradictions(settings: Settings) -> list[str]:
     given = settings.redis
     problems = []
