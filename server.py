@@ -425,6 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # advice has Chinese in it, some consoles do not
     given = parse_arguments(arguments)
     log_to_stderr(verbose=given.verbose)
+    process.forbid_core_dumps()
     try:
         settings = settings_from(given)
         cache = cache_for(settings, given)

@@ -6,10 +6,13 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import resource
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from harness import (
     LOCK_KEY,
     PAGE,
     PATIENCE,
+    ROOT,
     TICKET_KEY,
     Client,
     Fault,
@@ -810,6 +814,21 @@ def test_a_target_in_absolute_form_is_the_same_as_without_its_origin(
             response.begin()
             assert response.status == 200
             assert response.getheader("Content-Type") == "text/html; charset=UTF-8"
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(("before", "after"), [("unlimited", "1"), ("0", "0")])
+def test_no_core_is_dumped_to_a_file_or_piped_to_a_program(before: str, after: str) -> None:
+    command = f"ulimit -c {before}; exec {sys.executable} server.py --sandbox --port 0"
+    shell = ["bash", "-c", command]
+    with subprocess.Popen(
+        shell, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stderr is not None
+        assert b"listening on" in running.stderr.readline()
+        limits = Path(f"/proc/{running.pid}/limits").read_text(encoding="ascii")
+        running.terminate()
+    assert re.search(rf"^Max core file size +{after} +{after} ", limits, re.MULTILINE)
 
 
 def test_the_limit_of_file_descriptors_is_raised_for_the_connections() -> None:

@@ -216,6 +216,19 @@ def raise_file_limit(connections: int) -> int:
     return files * 3 // 4
 
 
+def forbid_core_dumps() -> None:
+    """Has the kernel keep none of this process, and no child's: the ticket would be in it.
+
+    By a limit of one byte, which no file fits in, and which alone keeps the kernel from piping
+    the core to a program, too, where core_pattern says so: of a limit of 0 it takes no notice.
+    """
+    if sys.platform == "win32":
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 0 if hard == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+
+
 def listen(settings: ServerSettings) -> list[socket.socket]:
     """Listening sockets: systemd's where it hands some over, else bound to address and port.
 
