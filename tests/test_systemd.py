@@ -1,0 +1,51 @@
+"""README's units, as systemd reads them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from harness import ROOT, unavailable
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = "/opt/wechat-sign/.venv/bin/python"
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> list[Path]:
+    """Those of README as files, with a python that there is."""
+    for block in re.findall(r" *```ini\n(.*?)```", README, re.DOTALL):
+        text = textwrap.dedent(block)
+        name = re.match("# /etc/systemd/system/(.*)", text)
+        assert name is not None
+        (tmp_path / name[1]).write_text(text.replace(PYTHON, sys.executable), encoding="utf-8")
+    assert PYTHON in README
+    return sorted(tmp_path.iterdir())
+
+
+def analyze(*arguments: str | Path) -> str:
+    """What systemd-analyze has to say; it may not fail."""
+    program = shutil.which("systemd-analyze")
+    if not program:
+        unavailable("no systemd-analyze for this test: install it, as apt-get install systemd does")
+    command = [program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_systemd_finds_nothing_wrong_with_them(units: list[Path]) -> None:
+    assert [unit.name for unit in units] == ["wechat-sign.service", "wechat-sign.socket"]
+    assert analyze("verify", *units) == ""
+
+
+def test_what_the_service_is_exposed_to_is_little(units: list[Path]) -> None:
+    if "--offline" not in analyze("--help"):
+        unavailable("systemd-analyze is too old for this test: it needs systemd 250")
+    said = analyze("security", "--offline=true", "--threshold=20", units[0])
+    assert "Overall exposure level for wechat-sign.service: 1." in said
