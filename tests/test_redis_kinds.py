@@ -149,8 +149,9 @@ def health(running: Server) -> dict[str, Any]:
 
 
 def warnings(running: Server) -> list[str]:
-    """Lines of its log at WARNING and above."""
-    return re.findall(r".* (?:WARNING|ERROR|CRITICAL) .*", running.output)
+    """Lines of its log at WARNING and above, but for what it warns of at its start."""
+    _, _, since = running.output.partition("listening on")
+    return re.findall(r".* (?:WARNING|ERROR|CRITICAL) .*", since)
 
 
 def redis_line(said: str) -> str:
