@@ -18,6 +18,7 @@ from wechat_sign.settings import (
     load_settings,
 )
 
+SECRET = "d41d8cd98f00b204e9800998ecf8427e"
 ACCOUNT = "[wechat]\nappid = wx1\nsecret = s3cr3t\n"
 
 
@@ -158,6 +159,8 @@ def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path
         (ACCOUNT + "api = https:///a", "must be a plain url"),
         (ACCOUNT + "api = https://a?b", "must be a plain url"),
         (ACCOUNT + "api = https://a#b", "must be a plain url"),
+        (ACCOUNT + f"api = https://{SECRET}", "must be a plain url"),
+        (ACCOUNT + f"api = https://a/{SECRET}/", "must be a plain url"),
         (ACCOUNT + "timeout = nan", "must be a number from 0.1 to 60"),
         (ACCOUNT + "[jssdk]\npage_hosts = *", "must be a host name"),
         (ACCOUNT + "[jssdk]\npage_hosts = a:80", "must be a host name"),
@@ -175,7 +178,6 @@ def test_a_wrong_file_is_told_in_a_sentence(
     assert problem in "\n".join(problems(text, tmp_path))
 
 
-SECRET = "d41d8cd98f00b204e9800998ecf8427e"
 EVERY_OPTION = [
     (section, name)
     for section, schema in vars(Settings(WeChatSettings("wx1", "s"))).items()
@@ -238,6 +240,7 @@ def test_a_name_that_resembles_none_is_told_by_its_line(tmp_path: Path) -> None:
         "[redis]\nhost = redis://:s3cr3t@host",
         "[redis]\nport = s3cr3t",
         "[redis]\nhost = s3cr3t:6379",
+        "[redis]\nhost = h,s3cr3t",
         "[jssdk]\npage_hosts = a\n  secret=s3cr3t",
         "[wechat]\nsecret = s3cr3t\nsecret = s3cr3t",
         "[wechat]\nappid = wx1\n secret = s3cr3t",  # indented: swallowed by appid
@@ -413,8 +416,10 @@ def test_in_a_cluster_the_keys_of_an_account_share_a_slot(tmp_path: Path) -> Non
         ("redis://:s3%cr3t@h", "so % as %25"),
         ("redis://:s3cr3t%@h", "so % as %25"),
         ("unix://:s3%cr3t@/a", "so % as %25"),
-        (f"redis://{SECRET}", "names no host; a password stands before an @"),
-        (f"redis+cluster://h,{SECRET}:1", "names no host; a password stands before an @"),
+        (f"redis://{SECRET}", "has a secret where no password is: that"),
+        (f"redis+cluster://h,{SECRET}:1", "has a secret where no password is: that"),
+        (f"redis+sentinel://:p@h/{SECRET}", "has a secret where no password is: that"),
+        (f"unix://:p@/run/{SECRET}", "has a secret where no password is: that"),
         ("redis://a,b", "several hosts need"),
         ("redis+sentinel://a,b", "must end with the service"),
         ("redis+sentinel://a/main/x", "the number of a database"),

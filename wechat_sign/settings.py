@@ -31,7 +31,7 @@ LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
 T = TypeVar("T")
 _NAME_SHOWN: Final = 60
 """Characters that a problem shows of what was given."""
-SECRET: Final = re.compile("[0-9a-fA-F]{32}")
+SECRET: Final = re.compile(r"(?<![\w.-])[0-9a-fA-F]{32}(?![\w.-])")
 """What WeChat's secrets look like."""
 _LIKE_THE_SECRET: Final = "looks like the secret, which is an option of its own"
 _PERHAPS_A_SECRET: Final = re.compile(r".*([0-9a-fA-F]{32}|[=@]).*|[^.]{32,}", re.DOTALL)
@@ -71,14 +71,15 @@ def _api(text: str) -> str:
     with suppress(ValueError):
         url = urlsplit(_text(text))
         web = url.scheme in ("http", "https") and url.hostname and url.port != 0
-        if web and url.username is None and not url.query and not url.fragment:
+        plain = url.username is None and not url.query and not url.fragment
+        if web and plain and not SECRET.search(text):
             return text.rstrip("/")
     raise ValueError("must be a plain url, like https://api.weixin.qq.com")
 
 
 _NODE: Final = r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?"
 _REDIS_URL: Final = re.compile(
-    rf"(?P<scheme>(?P<tls>rediss?)(\+(?P<kind>sentinel|cluster))?)://(?P<login>[^@/?#]*@)?"
+    rf"(?P<tls>rediss?)(\+(?P<kind>sentinel|cluster))?://(?P<login>[^@/?#]*@)?"
     rf"(?P<nodes>{_NODE}(,{_NODE})*)(?P<path>/[^@?#]*)?(?P<query>\?[^@#]*)?"
 )
 _UNIX_URL: Final = re.compile(r"unix://(?P<login>[^@/?#]*@)?(?P<path>/[^@?#]+)(\?[^@#]*)?")
@@ -105,17 +106,16 @@ def _redis_url(text: str) -> RedisUrl:
             "unix:///run/redis.sock, redis+sentinel://HOST:26379,HOST:26379/SERVICE or "
             f"redis+cluster://HOST:6379,HOST:6379; {_ESCAPED}"
         )
-    if _BAD_PERCENT.search(match["login"] or ""):
+    login = match["login"] or ""
+    place = text.replace(login, "", 1).partition("?")[0]
+    if _BAD_PERCENT.search(login):
         raise ValueError(f"has a % that two hex digits do not follow; {_ESCAPED}, so % as %25")
+    if SECRET.search(place):
+        raise ValueError("has a secret where no password is: that stands before an @")
     if match.re is _UNIX_URL:
-        return RedisUrl("", (text,), "", f"unix://{match['path']}")
+        return RedisUrl("", (text,), "", place)
     kind, nodes = match["kind"] or "", match["nodes"].split(",")
-    if any(SECRET.fullmatch(node.partition(":")[0]) for node in nodes):
-        raise ValueError(
-            "names no host; a password stands before an @, as in redis://:PASSWORD@HOST"
-        )
-    login, path, query = (match[name] or "" for name in ("login", "path", "query"))
-    place, service = f"{match['scheme']}://{match['nodes']}{path}", ""
+    path, query, service = match["path"] or "", match["query"] or "", ""
     if kind == "sentinel":
         service, _, db = path[1:].partition("/")
         path = f"/{db}"
@@ -131,8 +131,8 @@ def _redis_url(text: str) -> RedisUrl:
 
 
 def _host(text: str) -> str:
-    if re.search("[@/]", text):
-        raise ValueError("must be a host alone; a url is given as url")
+    if re.search("[@/,]", text):
+        raise ValueError("must be a host alone; a url is given as url, and so are several")
     if ":" in text and not _is_ipv6(text):
         raise ValueError(
             "must be a host alone (an IPv6 address without brackets); "
