@@ -42,6 +42,7 @@ from harness import (
     signature_of,
     until,
 )
+from tornado.web import Application
 
 import server
 from wechat_sign import process
@@ -324,6 +325,55 @@ def test_a_request_on_its_way_when_the_server_is_stopped_is_answered(
         await serving
 
     asyncio.run(scenario())
+
+
+def test_a_stop_waits_for_the_newest_connection_though_others_are_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "GRACE", 0.1)
+
+    async def scenario() -> None:
+        listening = process.listen(ServerSettings("127.0.0.1", 0))
+        bounded = process.BoundedServer(Application())
+        bounded.add_sockets(listening)
+        (_, first), *_ = await open_connections(listening[0].getsockname(), 1)
+        await until("it is there", lambda: bounded.busy)
+        await until("it is idle", lambda: not bounded.busy)
+        (_, second), *_ = await open_connections(listening[0].getsockname(), 1)
+        await until("a request may be on its way", lambda: bounded.busy)
+        bounded.stop()
+        await bounded.close_all_connections()
+        first.close()
+        second.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_waits_for_no_request_past_its_deadline() -> None:
+    async def scenario() -> None:
+        listening = process.listen(ServerSettings("127.0.0.1", 0))
+        bounded = process.BoundedServer(lambda request: None)  # answers nobody
+        bounded.add_sockets(listening)
+        [(reader, writer)] = await open_connections(listening[0].getsockname(), 1)
+        writer.write(REQUEST)
+        await reader.readuntil(RECEIVED)
+        draining = process.drain(bounded, deadline=time.monotonic() + process.GRACE + 0.1)
+        await asyncio.wait_for(draining, PATIENCE)
+        assert await reader.read() == b""
+        writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_after_the_server_the_signals_are_whose_they_were() -> None:
+    before = [signal.getsignal(number) for number in STOPS]
+
+    async def scenario() -> None:
+        with process.stop_signals():
+            assert signal.getsignal(signal.SIGTERM) not in before
+
+    asyncio.run(scenario())
+    assert [signal.getsignal(number) for number in STOPS] == before
 
 
 def test_a_stop_under_load_loses_nothing_of_those_who_keep_their_connection(
@@ -810,7 +860,7 @@ def test_a_target_in_absolute_form_is_the_same_as_without_its_origin(
         assert connection.recv(len(RECEIVED), socket.MSG_WAITALL) == RECEIVED
         answer = answer_on(connection)
         assert answer["signature"] == signature_of(answer, wechat.ticket, PAGE)
-        for target in (origin, f"{origin}?x=1", f"{origin}/"):
+        for target in (origin, f"{origin}?x=1/y", f"{origin}/"):
             connection.sendall(f"HEAD {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
             response = http.client.HTTPResponse(connection, method="HEAD")
             response.begin()
@@ -839,5 +889,7 @@ def test_the_limit_of_file_descriptors_is_raised_for_the_connections() -> None:
     try:
         assert process.raise_file_limit(600) == 600
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 800
+        assert process.raise_file_limit(90) == 90
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 800  # never lowered
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
