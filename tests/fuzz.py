@@ -224,10 +224,13 @@ class Fuzz:
 
     def _measure(self) -> None:
         files = Path(f"/proc/{self.server.process.pid}/fd")
-        if files.exists():
-            with suppress(AssertionError):
-                eventually("all are closed", lambda: len(os.listdir(files)) <= 8, patience=PATIENCE)
-        self.sizes.append((resident(self.server.process), len(os.listdir(files))))
+
+        def number() -> int:
+            return len(os.listdir(files)) if files.exists() else 0
+
+        with suppress(AssertionError):  # it is judged below
+            eventually("all are closed", lambda: number() <= 8, patience=PATIENCE)
+        self.sizes.append((resident(self.server.process), number()))
 
     def _judge(self) -> None:
         (memory, files), (memory_now, files_now) = self.sizes
