@@ -52,6 +52,7 @@ from wechat_sign.page_url import (
     host_of,
     page_url,
     shown,
+    url_in,
 )
 from wechat_sign.renewal import Renewal
 from wechat_sign.safety import warnings_for
@@ -65,6 +66,9 @@ log = logging.getLogger("server")
 PAGES_REMEMBERED = 256
 """Pages whose changed urls are not warned about again."""
 
+FORWARDED = ("X-Forwarded-For", "X-Real-Ip", "X-Forwarded-Host", "Forwarded", "Via")
+"""What tells that a request came by a proxy."""
+ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", re.ASCII | re.IGNORECASE)
 ACCEPTS_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
 
 _FILES = Path(__file__).with_name("wechat_sign")
@@ -112,8 +116,8 @@ class SigningApplication(Application):
         if not access_log.isEnabledFor(level):
             return
         request, refusal = handler.request, getattr(handler, "refusal", "")
-        what = f"{status} {printable(str(request.method), 20)} {printable(request.path, 200)}"
-        page = asked_for(request.query) if isinstance(handler, GetApi) else ""
+        what = f"{status} {printable(str(request.method), 20)} {asked_for(request.path)}"
+        page = asked_for(url_in(request.query)) if isinstance(handler, GetApi) else ""
         what += f" for {page}" if page else ""
         what += f" from {self.client_of(request)}, {1000 * request.request_time():.1f} ms"
         what += f": {refusal}" if refusal else ""
@@ -139,8 +143,10 @@ class SigningApplication(Application):
         return process.client_address(str(request.remote_ip), forwarded, self._trusted_proxies)
 
     def tells_address(self, request: HTTPServerRequest) -> bool:
-        """Whether the caller may know this host's address."""
-        return self._page == "address" or process.is_loopback(self.client_of(request))
+        """Whether the caller may know this host's address: who asks on this host, by no proxy."""
+        proxied = any(name in request.headers for name in FORWARDED)
+        is_here = not proxied and process.is_loopback(self.client_of(request))
+        return self._page == "address" or is_here
 
 
 class BaseHandler(RequestHandler):
@@ -160,7 +166,7 @@ class BaseHandler(RequestHandler):
         if page_hosts:
             self.set_header("Vary", "Origin")
             origin = self.request.headers.get("Origin", "")
-            if origin and host_is_listed(host_of(origin), page_hosts):
+            if ORIGIN.fullmatch(origin) and host_is_listed(host_of(origin), page_hosts):
                 self.set_header("Access-Control-Allow-Origin", origin)
                 # No answer depends on cookies; some pages send them with every request.
                 self.set_header("Access-Control-Allow-Credentials", "true")
@@ -388,12 +394,14 @@ def port_number(text: str) -> int:
 
 
 def log_to_stderr(*, verbose: bool) -> None:
-    # Never DEBUG for all: what libraries log there has credentials in it.
+    # Never DEBUG for all: what libraries log there has credentials in it. Nor what Tornado says of
+    # a request that it can't read: a header's value.
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("tornado").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("tornado").setLevel(logging.WARNING)
     if verbose:
+        access_log.setLevel(logging.INFO)
         for name in ("server", "wechat_sign"):
             logging.getLogger(name).setLevel(logging.DEBUG)
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
 import random
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -39,8 +43,9 @@ from harness import (
 )
 
 from wechat_sign.credentials import WeChat
+from wechat_sign.deadline import MOST_LEFT_BEHIND, Deadline, Overdue
 from wechat_sign.errors import SigningError, Unexpected, WeChatRefused, WeChatUnreachable
-from wechat_sign.settings import WeChatSettings
+from wechat_sign.settings import WeChatSettings, _redis_url
 from wechat_sign.tickets import LOOK_INTERVAL
 
 Behaviour = Callable[[socket.socket], None]
@@ -455,12 +460,14 @@ def test_what_redis_or_the_command_line_says_does_nothing_to_a_terminal(
         assert r"\x1b[2J\x9b\u202exxx" in said
 
 
-@pytest.mark.parametrize("key", [TICKET_KEY, TOKEN_KEY])
+@pytest.mark.parametrize("key", [TICKET_KEY, TOKEN_KEY, LOCK_KEY])
 def test_what_is_as_long_as_no_credential_is_not_even_read(
     wechat: Sandbox, redis_server: RedisServer, key: str
 ) -> None:
     redis_server.run("SET", key, "x" * 1025)
     redis_server.run("SETRANGE", key, 50_000_000, "x")
+    if key == LOCK_KEY:
+        redis_server.run("PEXPIRE", key, 300)
     before = redis_server.run("INFO", "stats")["total_net_output_bytes"]
     renewal = renewal_for(wechat, redis_server)
     assert renewal.look_up(None).value == wechat.ticket
@@ -468,13 +475,15 @@ def test_what_is_as_long_as_no_credential_is_not_even_read(
     assert redis_server.run("STRLEN", key) <= 1024
 
 
+@pytest.mark.parametrize("command", [("SET", "whoever's"), ("RPUSH", "whoever's")])
 def test_a_lock_without_an_expiry_stops_nobody_for_ever(
-    wechat: Sandbox, redis_server: RedisServer
+    wechat: Sandbox, redis_server: RedisServer, command: tuple[str, str]
 ) -> None:
-    redis_server.run("SET", LOCK_KEY, "whoever's")
+    redis_server.run(command[0], LOCK_KEY, command[1])
     renewal = renewal_for(wechat, redis_server, timeout=0.1)  # the lease is 3.2 s
     assert renewal.look_up(None).value == wechat.ticket
     assert wechat.calls == {"token": 1, "getticket": 1}
+    assert redis_server.run("PTTL", LOCK_KEY) != -1
 
 
 def test_whoever_grants_a_second_is_not_asked_every_second(
@@ -507,6 +516,12 @@ def test_what_wechat_repeats_of_a_credential_is_not_shown(
         shown = str(caught.value) + repr(caught.value)
         assert_no_credential(shown.lower(), {repeated.lower()})
         assert "*** here" in shown or "***x here" in shown
+    for _ in range(10):  # each with a token of its own
+        body = {"errcode": 40013, "errmsg": f"no {wechat.secret} here"}
+        wechat.faults["getticket"] = Fault(body=json.dumps(body).encode())
+        clock.advance(7200)
+        with pytest.raises(SigningError, match=r"no \*\*\* here"):
+            renewal.look_up(held)
 
 
 def test_a_name_that_is_never_resolved_is_left_behind(
@@ -533,6 +548,112 @@ def test_a_name_that_is_never_resolved_is_left_behind(
     over.set()
     clock.advance(1)
     assert renewal.look_up(None).value == wechat.ticket
+
+
+@contextmanager
+def blackhole() -> Iterator[int]:
+    """A port that takes no further connection, and refuses none."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
+        for _ in range(3):
+            connection = waiting.enter_context(socket.socket())
+            connection.setblocking(False)
+            with suppress(BlockingIOError):
+                connection.connect(full.getsockname())
+        yield full.getsockname()[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels refuse what a full queue gets")
+@pytest.mark.parametrize(("dead", "is_reached"), [(2, True), (5, False)])
+def test_a_host_is_reached_past_two_dead_addresses_and_past_the_deadline_nothing_is_sent(
+    monkeypatch: pytest.MonkeyPatch, dead: int, is_reached: bool
+) -> None:
+    asked, resolve = [], socket.getaddrinfo
+
+    def behave(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(GOOD)
+
+    with impostor(behave) as alive, ExitStack() as stack:
+        ports = [stack.enter_context(blackhole()) for _ in range(dead)] + [alive.port]
+
+        def all_of_them(host: str, *given: object, **more: object) -> object:
+            if host != "many.test":
+                return resolve(host, *given, **more)  # type: ignore[arg-type]
+            kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+            return [(*kind, ("127.0.0.1", port)) for port in ports]
+
+        monkeypatch.setattr(socket, "getaddrinfo", all_of_them)
+        if is_reached:
+            ask("http://many.test")
+        else:
+            with pytest.raises(WeChatUnreachable, match="no whole answer"):
+                ask("http://many.test")
+        for call in (one for one in threading.enumerate() if one.name == "call"):
+            call.join(PATIENCE)
+            assert not call.is_alive()
+        assert bool([request for request in asked if request]) is is_reached
+
+
+def test_calls_that_were_cut_off_leave_no_memory_behind() -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        hostile.drip(connection, OK)
+
+    def sessions() -> int:
+        gc.collect()
+        return sum(type(one).__name__ == "_Session" for one in gc.get_objects())
+
+    with impostor(behave) as hostile:
+        wechat = WeChat(WeChatSettings("wx1", "s3cr3t", hostile.url, timeout=0.05))
+        before = sessions()
+        for _ in range(10):
+            with pytest.raises(WeChatUnreachable):
+                wechat.fetch_access_token()
+        eventually("they are gone", lambda: sessions() <= before + 1)
+
+
+def test_while_too_many_calls_hang_no_other_begins() -> None:
+    deadline, over = Deadline(0.01), threading.Event()
+    for _ in range(MOST_LEFT_BEHIND):
+        with pytest.raises(Overdue, match="not done within"):
+            deadline.call(lambda: over.wait(PATIENCE), lambda: None)
+    with pytest.raises(Overdue, match="16 calls hang"):
+        deadline.call(lambda: 1, lambda: None)
+    over.set()
+    for call in (one for one in threading.enumerate() if one.name == "call"):
+        call.join(PATIENCE)
+    assert Deadline(PATIENCE).call(lambda: 1, lambda: None) == 1
+    assert deadline.call(lambda: over.wait(PATIENCE), lambda: None)
+
+
+def test_what_redis_repeats_of_what_it_was_sent_is_not_shown(
+    wechat: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    password = "hunter2/hunter2"
+
+    def behave(connection: socket.socket) -> None:
+        for asked in iter(lambda: connection.recv(65536), b""):
+            words = asked.replace(b"\r\n", b" ")
+            connection.sendall(b"-ERR bad request: %b\r\n" % words * 10)
+
+    with impostor(behave) as talkative:
+        url = f"redis://:{quote(password, safe='')}@127.0.0.1:{talkative.port}"
+        ways: list[dict[str, Any]] = [
+            {"url": _redis_url(url)},
+            {"host": "127.0.0.1", "port": talkative.port, "password": password},
+        ]
+        for way in ways:
+            renewal = renewal_for(wechat, **way)
+            held = renewal.look_up(None)
+            renewal.look_up(held)
+            assert "***" in renewal.cache.trouble
+            assert_no_credential(renewal.cache.trouble + caplog.text, {password, *wechat.issued})
+
+
+def test_a_ca_bundle_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/file")
+    with pytest.raises(WeChatUnreachable, match="/no/such/file"):
+        ask("https://127.0.0.1:1")
 
 
 def test_where_no_thread_can_be_started_pages_are_told_and_it_is_tried_again(

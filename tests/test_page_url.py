@@ -19,6 +19,7 @@ from wechat_sign.page_url import (
     host_of,
     page_url,
     shown,
+    url_in,
 )
 
 PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20"
@@ -520,10 +521,11 @@ def test_what_the_log_shows_of_a_url_is_printable_and_short_and_has_no_query() -
     ],
 )
 def test_of_whatever_url_is_asked_for_the_log_shows_host_and_path(sent: str) -> None:
-    assert asked_for(f"x=SECRET&url={sent}") == "h5.example.com/a"
-    assert asked_for("page=https://h5.example.com/a") == ""
-    assert asked_for("url=https://h5.example.com/%E4%B8%AD/%FF") == "h5.example.com/中/�"
-    assert asked_for("url=https://h5.example.com/\xe4\xb8\xad") == "h5.example.com/中"
+    assert asked_for(url_in(f"x=SECRET&url={sent}")) == "h5.example.com/a"
+    assert url_in("page=https://h5.example.com/a") == ""
+    assert asked_for("https://h5.example.com/%E4%B8%AD/%FF") == "h5.example.com/中/�"
+    assert asked_for("https://h5.example.com/\xe4\xb8\xad") == "h5.example.com/中"
+    assert asked_for("/getApi%253Furl=https:%2F%2Fa%3Fcode%3DSECRET") == "/getApi"
 
 
 @pytest.mark.parametrize(

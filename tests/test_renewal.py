@@ -6,6 +6,7 @@ Redis has its own clock: what is over there is deleted here, as Redis would.
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -1046,13 +1047,18 @@ def test_what_an_instance_got_meanwhile_is_taken_and_ends_the_pause_of_all(
 
 @pytest.mark.parametrize(
     "text",
-    ["x", "[]", "7", '{"errcode": 1}', '{"errcode": [], "errmsg": 1, "endpoint": 2}', "\xff"],
+    ["x", "[]", "7", '{"errcode": 1}', '{"errcode": [], "errmsg": 1, "endpoint": 2}', "\xff"]
+    + [
+        f'{{"errcode": {code}, "errmsg": "", "endpoint": "{endpoint}", "pause": 9, "account": "A"}}'
+        for code, endpoint in ((40013, "<b>"), ("9" * 40, "token"))
+    ],
 )
 def test_nonsense_under_the_key_of_the_pause_holds_nobody_back(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, text: str
 ) -> None:
-    redis_server.run("SET", BACK_OFF_KEY, text, "EX", 600)
     renewal = renewal_for(wechat, redis_server, clock=clock)
+    text = text.replace('"A"', json.dumps(renewal._account))
+    redis_server.run("SET", BACK_OFF_KEY, text, "EX", 600)
     held = renewal.look_up(None)
     redis_server.run("SET", BACK_OFF_KEY, text)
     redis_server.run(*DUE)

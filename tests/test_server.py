@@ -201,6 +201,12 @@ class TestPageHosts(ServerCase):
         assert response.code == 405
         self.assert_readable(response, origin)
 
+    def test_what_is_no_origin_is_not_on_the_list(self) -> None:
+        for odd in ("@h5.example.com", "\\@h5.example.com"):
+            for origin in (f"https://evil.com{odd}", f"https://a{odd}/", "https://h5.example.com/"):
+                headers = self.call("/getApi", Origin=origin).headers
+                assert "Access-Control-Allow-Origin" not in headers
+
     def test_it_may_read_that_wechat_refuses(self) -> None:
         self.wechat.faults["token"] = Fault(errcode=40164)
         response = self.call(f"/getApi?url={PAGE}", Origin="https://h5.example.com")
@@ -521,9 +527,17 @@ class TestHealthz(ServerCase):
     def test_what_wechat_said_and_this_hosts_address_are_not_for_the_public(self) -> None:
         self.wechat.faults["token"] = Fault(errcode=40164)
         self.call(f"/getApi?url={PAGE}")
-        told = self.call("/healthz", **{"X-Forwarded-For": "198.51.100.1"}).body.decode()
-        assert "203.0.113.7" not in told
-        assert "whitelist rid" not in told
+        for header, client in (
+            ("X-Forwarded-For", "198.51.100.1"),
+            ("X-Forwarded-For", "127.0.0.1"),
+            ("X-Forwarded-For", "198.51.100.1:4711, unknown"),
+            ("X-Real-IP", "127.0.0.1"),
+            ("Forwarded", "for=127.0.0.1"),
+            ("Via", "1.1 a"),
+        ):
+            told = self.call("/healthz", **{header: client}).body.decode()
+            assert "203.0.113.7" not in told
+            assert "whitelist rid" not in told
         assert "add this server's public address to the account's IP whitelist" in told
         assert json.loads(told)["errcode"] == 40164
 

@@ -240,7 +240,6 @@ def test_a_name_that_resembles_none_is_told_by_its_line(tmp_path: Path) -> None:
         "[redis]\nhost = redis://:s3cr3t@host",
         "[redis]\nport = s3cr3t",
         "[redis]\nhost = s3cr3t:6379",
-        "[redis]\nhost = h,s3cr3t",
         "[jssdk]\npage_hosts = a\n  secret=s3cr3t",
         "[wechat]\nsecret = s3cr3t\nsecret = s3cr3t",
         "[wechat]\nappid = wx1\n secret = s3cr3t",  # indented: swallowed by appid
@@ -458,6 +457,7 @@ def test_the_host_of_redis_may_be_an_ipv6_address(tmp_path: Path, host: str) -> 
         ("tls = true\nurl = redis://h", "with url they are part of that"),
         ("host = redis://:s3cr3t@h", "a url is given as url"),
         ("host = :s3cr3t@h", "a url is given as url"),
+        ("host = h,s3cr3t", "a url is given as url, and so are several"),
     ],
 )
 def test_a_url_and_a_host_do_not_mix(tmp_path: Path, lines: str, words: str) -> None:
@@ -466,3 +466,11 @@ def test_a_url_and_a_host_do_not_mix(tmp_path: Path, lines: str, words: str) -> 
     assert "s3cr3t" not in problem
     environment = problems(ACCOUNT + "[redis]\nhost = h", tmp_path, REDIS_URL="redis://h")
     assert "both given" in environment[0]
+
+
+def test_a_variable_that_is_not_utf_8_is_a_sentence(tmp_path: Path) -> None:
+    for name in ("WECHAT_SECRET", "REDIS_PASSWORD"):
+        environ = {"WECHAT_SECRET": "s", name: "SECRET\udcff"}
+        [problem] = problems("[wechat]\nappid = wx1\n", tmp_path, **environ)
+        assert f"is not UTF-8 text (see the environment variable {name})" in problem
+        assert "SECRET\udcff" not in problem

@@ -30,15 +30,16 @@ def words_of(error: Exception) -> str:
     """The error's text without the arguments of the failed command, which redis-py and Redis
     repeat, credentials among them, and without a Sentinel's whole connection."""
     reason = str(error).rpartition("caused error: ")[2].partition(", with args")[0]
-    return printable(reason.partition(" : <")[0])
+    return reason.partition(" : <")[0]
 
 
 class CircuitBreaker:
     """Leaves a Redis alone that can't be reached, and logs when trouble begins and when it ends.
     A class because it carries what is wrong, in `trouble`, and until when Redis is left alone."""
 
-    def __init__(self, place: str, clock: Clock) -> None:
+    def __init__(self, place: str, clock: Clock, redact: Callable[[str], str]) -> None:
         self._place = place
+        self._redact = redact
         self._clock = clock
         self._open_until = 0.0
         self.trouble: dict[str, str] = {}
@@ -70,7 +71,9 @@ class CircuitBreaker:
         shown = redis.ConnectionError | redis.TimeoutError | redis.ResponseError
         shown |= RedisClusterException | Overdue
         nonsense = isinstance(error, redis.InvalidResponse) or not isinstance(error, shown)
-        cause = type(error).__name__ + ("" if nonsense else f": {words_of(error)}")
+        cause = type(error).__name__ + (
+            "" if nonsense else f": {printable(self._redact(words_of(error)))}"
+        )
         if what not in self.trouble:
             log.warning("%s at %s fails, going on without: %s", what, self._place, cause)
         self.trouble[what] = cause

@@ -8,10 +8,17 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, TypeVar
 
-from .breaker import REACHING, READING, WRITING, CircuitBreaker, Unavailable
+from .breaker import (
+    REACHING,
+    READING,
+    WRITING,
+    CircuitBreaker,
+    Unavailable,
+)
 from .clock import Clock, SystemClock
-from .deadline import Overdue, within
+from .deadline import Deadline, Overdue
 from .errors import LockedElsewhere
+from .logs import redacted
 from .settings import Settings
 from .store import Credential, RedisStore
 
@@ -35,7 +42,9 @@ class Cache:
         self.clock: Clock = clock or SystemClock()
         self._new_store = partial(RedisStore, settings, self.clock)
         self._store = self._new_store() if settings.redis.is_set else None
-        self._breaker = CircuitBreaker(settings.redis.place, self.clock)
+        self._breaker = CircuitBreaker(settings.redis.place, self.clock, self._redact)
+        self._deadline = Deadline(DEADLINE)
+        self._passwords = settings.redis.passwords
         self._back_off_key = settings.back_off_key
         self._probe_key = settings.probe_key
         self._mirror: dict[str, Credential] = {}
@@ -174,6 +183,11 @@ class Cache:
         with suppress(Unavailable):
             self._ask(WRITING, lambda store: store.forget(self._back_off_key))
 
+    def _redact(self, text: str) -> str:
+        """What a Redis or a proxy says may repeat what it was sent."""
+        known = [credential.value for credential in self._mirror.values()]
+        return redacted(text, [*self._passwords, *known, *self._revoked])
+
     def _ask(self, what: str, operation: Callable[[RedisStore], T]) -> T:
         store = self._store
         if store is None:
@@ -182,7 +196,7 @@ class Cache:
 
     def _in_time(self, store: RedisStore, operation: Callable[[RedisStore], T]) -> T:
         try:
-            return within(DEADLINE, partial(operation, store), store.cut)
+            return self._deadline.call(partial(operation, store), store.cut)
         except Overdue:
             self._store = self._new_store()  # the other may still be at it, like a slow instance
             raise

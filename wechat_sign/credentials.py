@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,8 +19,9 @@ from typing import Any, Final
 import requests
 from requests.adapters import HTTPAdapter
 
-from .deadline import Overdue, within
+from .deadline import Deadline, Overdue
 from .errors import WeChatRefused, WeChatUnreachable
+from .logs import redacted
 from .settings import WeChatSettings
 
 # What urllib3 logs has the whole URL in it, secret included.
@@ -27,7 +29,8 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 _LARGEST_ANSWER: Final = 8192
 """Bytes; WeChat's are below 1000."""
-_LARGEST_ERRCODE: Final = 10**9
+ENDPOINTS: Final = ("token", "stable_token", "getticket")
+LARGEST_ERRCODE: Final = 10**9
 """WeChat's own have up to seven digits."""
 SHORTEST_LIFE: Final = 60
 """Seconds; WeChat grants 7200, and less only of a token that `stable_token` handed out before.
@@ -65,6 +68,7 @@ class WeChat:
 
     def __init__(self, settings: WeChatSettings) -> None:
         self._settings = settings
+        self._deadline = Deadline(2 * settings.timeout)
         self._session = _Session()
         self._sent: deque[str] = deque(maxlen=8)
         self.took: dict[str, float] = {}
@@ -112,10 +116,9 @@ class WeChat:
         self, endpoint: str, method: str, *, folder: str = "", **parameters: Any
     ) -> dict[str, Any]:
         began = time.monotonic()
-        sent = {**parameters.get("params", {}), **parameters.get("json", {})}
-        for name in ("secret", "access_token"):
-            if name in sent and sent[name] not in self._sent:
-                self._sent.append(sent[name])
+        token = parameters.get("params", {}).get("access_token")
+        if token is not None and token not in self._sent:
+            self._sent.append(token)
         body = self._request(endpoint, method, folder, parameters)
         try:
             answer = json.loads(body)
@@ -124,37 +127,38 @@ class WeChat:
         if not isinstance(answer, dict):
             raise WeChatUnreachable("it is not a JSON object", endpoint=endpoint)
         errcode = answer.get("errcode", 0)
-        if type(errcode) is not int or abs(errcode) > _LARGEST_ERRCODE:
+        if type(errcode) is not int or abs(errcode) > LARGEST_ERRCODE:
             raise WeChatUnreachable("its errcode is no number", endpoint=endpoint)
         if errcode != 0:
-            errmsg = self._redacted(str(answer.get("errmsg", "")))
-            raise WeChatRefused(errcode, errmsg, endpoint=endpoint)
+            # A proxy's page might repeat what was sent, now or earlier.
+            errmsg = redacted(str(answer.get("errmsg", "")), [self._settings.secret, *self._sent])
+            raise WeChatRefused(errcode, " ".join(errmsg.split()), endpoint=endpoint)
         self.took[endpoint] = time.monotonic() - began
         return answer
 
     def _request(
         self, endpoint: str, method: str, folder: str, parameters: dict[str, Any]
     ) -> bytes:
-        url = f"{self._settings.api}/cgi-bin/{folder}{endpoint}"
-        session, seconds = self._session, 2 * self._settings.timeout
+        url, session = f"{self._settings.api}/cgi-bin/{folder}{endpoint}", self._session
         call = partial(self._exchange, session, method, url, parameters)
         try:
-            return within(seconds, call, session.cut)
+            return self._deadline.call(call, session.cut)
         except Overdue:
             self._session = _Session()
-            cause = f"no whole answer within {seconds:g} s"
+            cause = f"no whole answer within {2 * self._settings.timeout:g} s"
             raise WeChatUnreachable(cause, endpoint=endpoint) from None
-        except (requests.RequestException, ValueError) as error:  # ValueError: for an odd url
+        except (OSError, ValueError) as error:  # of requests; ValueError: for an odd url
             # Its text, and that of its cause, has the whole URL in it, secret included.
             raise WeChatUnreachable(_cause(error), endpoint=endpoint) from None
 
     def _exchange(
-        self, session: requests.Session, method: str, url: str, parameters: dict[str, Any]
+        self, session: _Session, method: str, url: str, parameters: dict[str, Any]
     ) -> bytes:
+        timeout = self._settings.timeout
         with session.request(
             method,
             url,
-            timeout=self._settings.timeout,
+            timeout=(timeout / 2, timeout),  # the first for each address that a host has
             allow_redirects=False,
             stream=True,
             **parameters,
@@ -168,14 +172,6 @@ class WeChat:
                     raise requests.exceptions.ContentDecodingError
             return bytes(body)
 
-    def _redacted(self, errmsg: str) -> str:
-        """The message without the credentials that a proxy's page might repeat, the url-escaped
-        ones and those of an earlier call included."""
-        for value in self._sent:
-            letters = (f"(?:{re.escape(letter)}|%{ord(letter):02x})" for letter in value)
-            errmsg = re.sub("".join(letters), "***", errmsg, flags=re.IGNORECASE)
-        return " ".join(errmsg.split())
-
 
 class _Session(requests.Session):
     """requests' session, which takes nothing from .netrc, follows no redirect, and can be cut."""
@@ -183,36 +179,66 @@ class _Session(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self.auth = _no_auth  # in place of .netrc's, which may have a `default`
-        self._receiving: list[socket.socket] = []
+        self._is_cut = False
+        self._connected: Any = None
         for scheme in ("http://", "https://"):
-            self.mount(scheme, _Adapter(self._receiving))
+            self.mount(scheme, _Adapter(self._note))
 
     def get_redirect_target(self, _response: Any) -> None:
         """None: to read a body without end, and to parse any Location, is not worth a status."""
 
+    def request(self, *given: Any, **more: Any) -> requests.Response:
+        """As requests does it; in a session that was cut meanwhile, nothing is left of it."""
+        try:
+            return super().request(*given, **more)
+        finally:
+            if self._is_cut:
+                self.close()
+
     def cut(self) -> None:
-        """Ends the exchange in another thread."""
-        for receiving in self._receiving:
+        """Ends the request in another thread: now, or as soon as it has connected."""
+        self._is_cut = True
+        self._shut_down()
+        self.close()
+
+    def _note(self, connected: Any) -> None:
+        """Called before anything is sent, and when an answer is awaited."""
+        self._connected = connected
+        if self._is_cut:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        connected = self._connected
+        while not isinstance(connected, socket.socket | None):  # TLS in a proxy's TLS
+            connected = connected.socket
+        if connected is not None:
             with suppress(OSError):
-                socket.socket.shutdown(receiving, socket.SHUT_RDWR)
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
 
 class _Adapter(HTTPAdapter):
-    """Notes the socket that an answer is awaited on. A class because it is requests' way."""
+    """Tells of each socket that it uses. A class because it is requests' way."""
 
-    def __init__(self, receiving: list[socket.socket]) -> None:
-        self._receiving = receiving
+    def __init__(self, note: Callable[[Any], None]) -> None:
+        self._note = note
         super().__init__()
 
     def get_connection_with_tls_context(self, *given: Any, **more: Any) -> Any:
+        note = self._note
         pool: Any = super().get_connection_with_tls_context(*given, **more)
-        methods = {"response_class": staticmethod(self._await_answer)}
-        pool.ConnectionCls = type("Connection", (type(pool).ConnectionCls,), methods)
-        return pool
+        kind: Any = type(pool).ConnectionCls
 
-    def _await_answer(self, receiving: socket.socket, *given: Any, **more: Any) -> HTTPResponse:
-        self._receiving[:] = [receiving]
-        return HTTPResponse(receiving, *given, **more)
+        def connect(connection: Any) -> None:
+            kind.connect(connection)
+            note(connection.sock)
+
+        def response_class(connected: Any, *given: Any, **more: Any) -> HTTPResponse:
+            note(connected)
+            return HTTPResponse(connected, *given, **more)
+
+        methods = {"connect": connect, "response_class": staticmethod(response_class)}
+        pool.ConnectionCls = type("Connection", (kind,), methods)
+        return pool
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -226,4 +252,6 @@ def _cause(error: BaseException) -> str:
         bottom = deeper
     names = dict.fromkeys([type(error).__name__, type(bottom).__name__])
     words = getattr(bottom, "verify_message", "") or getattr(bottom, "strerror", None)
+    if type(bottom) is OSError and bottom.errno is None:  # requests' own, about files
+        words = str(bottom)
     return "/".join(names) + (f" ({words})" if words else "")

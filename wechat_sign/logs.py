@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable
+import re
+from collections.abc import Callable, Hashable, Iterable
 from types import TracebackType
 from typing import Final
 
@@ -12,6 +13,8 @@ LONGEST_TEXT: Final = 300
 """Characters that are shown of a text that came from outside."""
 LONGEST_LINE: Final = 2000
 """Characters of a line in the log; no advice is so long."""
+SHORTEST_SECRET: Final = 4
+"""Characters; what is shorter is in every other word."""
 INTERVAL: Final = 1.0
 """Seconds for which the same kind of line is held back."""
 
@@ -31,13 +34,20 @@ def printable(text: str, longest: int = LONGEST_TEXT) -> str:
     return "".join(escaped)[:longest]
 
 
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """The text with *** for each secret in it, in upper case or url-escaped, too."""
+    for secret in secrets:
+        if len(secret) >= SHORTEST_SECRET:
+            letters = (f"(?:{re.escape(letter)}|%{ord(letter):02x})" for letter in secret)
+            text = re.sub("".join(letters), "***", text, flags=re.IGNORECASE)
+    return text
+
+
 class LineFormatter(logging.Formatter):
     """Whatever is logged, by whomever: a line stays one, and a terminal obeys nobody."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        # Of a request that Tornado can't read, it repeats a line or a header.
-        longest = LONGEST_TEXT if record.name == "tornado.general" else LONGEST_LINE
-        return printable(super().formatMessage(record), longest)
+        return printable(super().formatMessage(record), LONGEST_LINE)
 
     def formatException(  # noqa: N802
         self,

@@ -133,13 +133,18 @@ def shown(url: str) -> str:
     return printable(authority.rpartition("@")[2] + slash + path, 200)
 
 
-def asked_for(query: str) -> str:
-    """The same for the page that a request names in its query, right or wrong."""
-    first = re.search("(?:^|&)url=([^&]{,1000})", query)
-    url = first[1].encode("latin-1").decode("utf-8", "replace") if first else ""
-    for _ in range(3):  # it may have been escaped more than once
-        url = unquote(url)
-    return shown(url)
+def asked_for(target: str) -> str:
+    """The same for a path or url as a request has it, however often that is escaped."""
+    plain = target[:1000].encode("latin-1").decode("utf-8", "replace")
+    while (unescaped := unquote(plain)) != plain:
+        plain = unescaped
+    return shown(plain)
+
+
+def url_in(query: str) -> str:
+    """The value of a request's url, as it is."""
+    first = re.search("(?:^|&)url=([^&]*)", query)
+    return first[1] if first else ""
 
 
 def difference(url: str, referer: str) -> str:

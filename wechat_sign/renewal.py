@@ -39,7 +39,7 @@ from typing import Any, Final
 
 from .cache import Cache
 from .clock import Clock
-from .credentials import Grant, WeChat
+from .credentials import ENDPOINTS, LARGEST_ERRCODE, Grant, WeChat
 from .errors import (
     ABOUT_THE_HOST,
     TOKEN_REFUSED,
@@ -203,8 +203,10 @@ class Renewal:
         with suppress(ValueError, TypeError, LookupError, OverflowError, RecursionError):
             told = json.loads(text)
             errcode, errmsg = int(told["errcode"]), str(told["errmsg"])[:300]
-            error = WeChatRefused(errcode, errmsg, endpoint=str(told["endpoint"])[:20])
+            error = WeChatRefused(errcode, errmsg, endpoint=told["endpoint"])
             if told["account"] != self._account:  # as while a new secret is rolled out
+                return
+            if told["endpoint"] not in ENDPOINTS or abs(errcode) > LARGEST_ERRCODE:
                 return
             self.back_off.pause = max(self.back_off.pause, min(told["pause"], BACK_OFF[1]))
             if self._answered:

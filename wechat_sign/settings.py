@@ -17,7 +17,7 @@ from functools import partial
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from .errors import ConfigError
 from .hosts import page_host
@@ -222,6 +222,14 @@ class RedisSettings:
     def fresh_for(self) -> int:
         """Seconds for which a ticket that WeChat confirmed is not asked for again."""
         return self.recheck or GRANTED_LIFE
+
+    @property
+    def passwords(self) -> list[str]:
+        """What is sent to it and never shown."""
+        given = urlsplit(self.url.nodes[0]) if self.url else None
+        query = parse_qs(given.query) if given else {}
+        asked = [self.password, unquote((given and given.password) or "")]
+        return asked + query.get("password", []) + query.get("sentinel_password", [])
 
     @property
     def place(self) -> str:
@@ -435,6 +443,8 @@ def _section(
 def _value(option: Field[Any], text: str) -> Any:
     """The option's value. Raises ValueError with a sentence that begins with its name."""
     name, variable = option.name, option.metadata["environ"]
+    if not text.isprintable() and re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{name}: is not UTF-8 text (see the environment variable {variable})")
     if not text and option.default is MISSING:
         elsewhere = f" (or set the environment variable {variable})" if variable else ""
         raise ValueError(f"{name} is required: fill it in{elsewhere}")

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +59,7 @@ _SET: Final = """
     end
     return done
 """
-_GET_SECOND: Final = "return redis.pcall('get', KEYS[2])"
+_GET_SECOND: Final = "return redis.pcall('getrange', KEYS[2], 0, 4095)"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _what_is_wrong(error: Exception, url: RedisUrl) -> str:
 def _one(_service: str, _nodes: list[dict[str, Any]], given: dict[str, Any]) -> Any:
     pool = redis.ConnectionPool(**given)
     pool.make_connection()  # it does not connect, but looks at its arguments
-    return lambda: redis.Redis.from_pool(pool)
+    return lambda: redis.Redis(connection_pool=pool)
 
 
 def _sentinel(service: str, nodes: list[dict[str, Any]], given: dict[str, Any]) -> Any:
@@ -171,6 +171,16 @@ def _tls(given: dict[str, Any]) -> None:
         given["ssl"] = True
 
 
+def _pools(client: Client) -> Iterator[Any]:
+    if isinstance(client, redis.RedisCluster):
+        yield from (node.redis_connection.connection_pool for node in client.get_nodes())
+        return
+    pool: Any = client.connection_pool
+    if isinstance(pool, redis.sentinel.SentinelConnectionPool):
+        yield from (sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels)
+    yield pool
+
+
 class RedisStore:
     """What is read from Redis and written to it. A class because it carries the connection, the
     lock, and whether scripts work. Methods raise what redis-py raises, and give False where
@@ -205,11 +215,13 @@ class RedisStore:
         return self._made
 
     def cut(self) -> None:
-        """Closes all connections, so that what another thread waits for ends."""
-        if self._made is not None:
-            # What the other thread changes meanwhile makes this fail in several ways.
-            with suppress(redis.RedisError, OSError, AttributeError, RuntimeError):
-                self._made.close()
+        """Closes the connections, so that what another thread waits for ends; not those of a
+        Cluster whose nodes are just being found out."""
+        made = self._made
+        # What the other thread changes meanwhile makes this fail in several ways.
+        with suppress(redis.RedisError, OSError, AttributeError, RuntimeError):
+            for pool in _pools(made) if made is not None else ():
+                pool.disconnect()
 
     def where(self) -> str:
         """Host and port of the node that has the credentials, as far as that is to be found out;
@@ -334,12 +346,10 @@ class RedisStore:
         """Whether the lock could be had within `wait` seconds."""
         lock = Lock(self._client, self._lock_key, timeout=self._lease, sleep=_POLL)
         self.maybe_locked = True
-        self.locked = (
-            lock.acquire(blocking=wait > 0, blocking_timeout=wait, token=self._lock_token)
-            or self.extend()  # it is ours where an earlier answer was lost
-        )
+        self.locked = lock.acquire(blocking=wait > 0, blocking_timeout=wait, token=self._lock_token)
         if not self.locked and self._client.pttl(self._lock_key) == -1:
             self._client.pexpire(self._lock_key, int(1000 * self._lease))  # as all locks here have
+        self.locked = self.locked or self.extend()  # it is ours where an earlier answer was lost
         self.maybe_locked = self.locked
         if self.locked and self._scripts is None:
             self._scripts = self._scripts_work()
@@ -376,7 +386,7 @@ class RedisStore:
         return bool(self._client.delete(key))
 
     def _holds(self, key: str, value: str) -> bool:
-        return self._client.get(key) == value.encode()
+        return self._client.getrange(key, 0, 4095) == value.encode()
 
     def _if_it_holds(
         self,
