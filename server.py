@@ -204,9 +204,9 @@ class BaseHandler(RequestHandler):
             body = gzip.compress(body, 6)
         self.finish(body)
 
-    def refuse(self, status: int, /, error: str, **more: Any) -> None:
+    def refuse(self, status: int, /, error: str, *, reason: str = "", **more: Any) -> None:
         self.set_status(status)
-        self.refusal = error
+        self.refusal = reason or error
         self.finish({"error": error, **more})
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
@@ -242,7 +242,7 @@ class GetApi(BaseHandler):
             status, answer = http_error(error)
             if status >= 500:
                 self.set_header("Retry-After", str(self.application.tickets.retry_after))
-            self.refuse(status, **answer)
+            self.refuse(status, **answer, reason=error.kind)
             return
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         # What was signed, for comparing; the JSON has wx.config's keys and no others.

@@ -55,8 +55,8 @@ def test_a_public_address_without_page_hosts_is_warned_about(
     [warning] = warnings(OPEN, tmp_path, *sockets)
     assert warning == (
         "any page is signed with this account. What to do: list the hosts of your pages in "
-        "page_hosts of [jssdk], or listen on 127.0.0.1 alone / "
-        "请在 [jssdk] 的 page_hosts 中列出自己网页的域名，或只监听 127.0.0.1"
+        "page_hosts of [jssdk] / "
+        "请在 [jssdk] 的 page_hosts 中列出自己网页的域名"
     )
 
 

@@ -387,6 +387,9 @@ def _parse(
             f"{path}: no such file. Copy config.example.ini to {path} and fill in appid and "
             "secret, or try the server without an account: python server.py --sandbox"
         ) from None
+    except PermissionError:
+        hint = "chown it to User= of the systemd unit, or to whoever starts the server"
+        raise ConfigError(f"{path}: is not readable for this user: {hint}") from None
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
