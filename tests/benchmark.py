@@ -1,9 +1,11 @@
 """How fast, shown beside what else one could run. Needs wrk (or hey); starts everything itself.
 
     python tests/benchmark.py [--rounds 5] [--seconds 3] [--peers] [--readme] [--plot [FILE.png]]
+    python tests/benchmark.py --scale [--rounds 3] [--seconds 3] [--plot [FILE.png]]
 
 --peers: also what one would pick instead, from npm (node is needed) and from PyPI.
 --readme: with the peers; the table goes into README.md.
+--scale: how the cost grows with the instances and with the connections (scale.py).
 
 The contenders take turns round by round, in an order that changes; the table has medians with the
 lowest and the highest. With two cores or more, the server under test has one to itself. wrk counts
@@ -45,6 +47,7 @@ from contenders import (
 )
 from figures import Figures, markdown, ratio, replace_block, times
 from harness import PATIENCE, ROOT, Fault, eventually
+from scale import Scale
 
 CALLERS = 1000
 WECHAT_TAKES = 0.3
@@ -296,15 +299,16 @@ def peers() -> tuple[dict[str, str], list[str], list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=3, help="of load for a measurement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="5, with --scale 3")
     parser.add_argument("--peers", action="store_true", help="also what one would pick instead")
     parser.add_argument(
         "--readme", action="store_true", help="writes README.md's table, with peers"
     )
+    parser.add_argument("--scale", action="store_true", help="more instances, more connections")
     parser.add_argument("--plot", type=Path, nargs="?", const=Path(), help="in .github, or FILE")
     given = parser.parse_args()
-    rounds = given.rounds
-    if not (shutil.which("wrk") or shutil.which("hey")):
+    rounds = given.rounds or (3 if given.scale else 5)
+    if not (shutil.which("wrk") or (shutil.which("hey") and not given.scale)):
         print("the benchmark needs wrk (or hey) for its load: apt-get install wrk", file=sys.stderr)
         return 1
     names, missing = dict(CONTENDERS), list[str]()
@@ -322,19 +326,23 @@ def main() -> int:
         os.sched_setaffinity(0, CORES[1:])
     with tempfile.TemporaryDirectory() as folder:
         around = Surroundings(Path(folder))
-        measured = Benchmark(around, names, ", ".join(versions))
+        measured = Scale(around) if given.scale else Benchmark(around, names, ", ".join(versions))
         try:
             measured.run(rounds, given.seconds)
         finally:
             around.close()
     print(measured.readme(rounds, given.seconds))
-    print(f"\n{measured.table()}\n\n{measured.ratios()}")
+    if isinstance(measured, Benchmark):
+        print(f"\n{measured.table()}\n\n{measured.ratios()}")
+    else:
+        print("\n" + ", ".join(versions))
     for why in missing:
         print(why)
-    if given.readme:
+    if given.readme and isinstance(measured, Benchmark):
         replace_block(ROOT / "README.md", "benchmark", measured.readme(rounds, given.seconds))
     if given.plot is not None:
-        measured.plot(given.plot if given.plot.name else ROOT / ".github" / "benchmark.png")
+        name = "scale.png" if given.scale else "benchmark.png"
+        measured.plot(given.plot if given.plot.name else ROOT / ".github" / name)
     return 0
 
 
