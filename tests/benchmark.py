@@ -168,7 +168,9 @@ class Benchmark:
         rows = [["", *(figures.label for figures in shown)]]
         rows += [[row, *(f.cell(what) or "–" for f in shown)] for row, what in ROWS.items()]
         throughput = [
-            f"{times(ratio(ours, 'steady rps', f))} times those of {f.label}" for f in others
+            f"{times(ratio(ours, 'steady rps', f))} times those of "
+            f"{'' if f.name in PEERS else 'the '}{f.label}"
+            for f in others
         ]
         expiring = {
             figures.label: times(ratio(figures, "expiring p99", figures, "steady p99"))

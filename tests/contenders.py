@@ -285,7 +285,8 @@ class Surroundings:
             lua = self.folder / "done.lua"
             lua.write_text(LUA % ports)
             threads, duration = f"-t{len(urls)}", f"-d{max(1, round(seconds))}s"
-            command = ["wrk", threads, f"-c{CONNECTIONS}", duration, "-s", str(lua), urls[0]]
+            command = ["wrk", threads, f"-c{CONNECTIONS}", duration, "-s", str(lua)]
+            command += ["--timeout", f"{PATIENCE:g}s", urls[0]]
             seen = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
             figures = {name: seen[name] / 1000 for name in ("p50", "p99", "p999")}
             rate = seen["requests"] / seen["us"] * 1e6
