@@ -161,7 +161,6 @@ class BaseHandler(RequestHandler):
         self.clear_header("Server")
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Referrer-Policy", "no-referrer")
         page_hosts = self.application.jssdk.page_hosts
         if page_hosts:
             self.set_header("Vary", "Origin")
@@ -232,24 +231,42 @@ class NotFound(BaseHandler):
 class GetApi(BaseHandler):
     """`GET /getApi?url=PAGE`: what the page hands to `wx.config`."""
 
-    async def get(self) -> None:
+    def get(self) -> Awaitable[None] | None:
         try:
             query = self.request.query.encode("latin-1")
             referer = self.request.headers.get("Referer", "")
             url = page_url(query, self.application.jssdk.page_hosts, referer)
+        except SigningError as error:
+            self.refuse_for(error)
+            return None
+        ticket = self.application.tickets.held()
+        if ticket is None:
+            return self.wait(url)
+        self.sign(url, ticket)
+        return None
+
+    async def wait(self, url: str) -> None:
+        try:
             ticket = await self.application.tickets.current()
         except SigningError as error:
-            status, answer = http_error(error)
-            if status >= 500:
-                self.set_header("Retry-After", str(self.application.tickets.retry_after))
-            self.refuse(status, **answer, reason=error.kind)
-            return
+            self.refuse_for(error)
+        else:
+            self.sign(url, ticket)
+
+    def sign(self, url: str, ticket: str) -> None:
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         # What was signed, for comparing; the JSON has wx.config's keys and no others.
         self.set_header("Signed-Url", url[:2048])  # nginx takes 4 KiB of headers by default
         self.finish(self.application.wx_config.sign(url, ticket))
+        referer = self.request.headers.get("Referer", "")
         if referer not in ("", url):
             self.compare(url, referer)
+
+    def refuse_for(self, error: SigningError) -> None:
+        status, answer = http_error(error)
+        if status >= 500:
+            self.set_header("Retry-After", str(self.application.tickets.retry_after))
+        self.refuse(status, **answer, reason=error.kind)
 
     def compare(self, url: str, referer: str) -> None:
         """Warns, once for a page, where the Referer shows that its url was changed on its way."""

@@ -275,14 +275,16 @@ class Server:
         sockets: Sequence[socket.socket | IO[Any]] = (),
         look_interval: float = 0,
         write_timeout: float = 0,
+        idle_timeout: float = 0,
         **environ: str,
     ) -> None:
         """`files`: how many file descriptors it may have, where that is to be few.
         `sockets`: what it is handed over, as systemd does.
-        `look_interval`, `write_timeout`: seconds in place of the server's own, for which a test
-        can't wait."""
+        `look_interval`, `write_timeout`, `idle_timeout`: seconds in place of the server's own,
+        for which a test can't wait."""
         program = [str(ROOT / "server.py")]
         changed = {"tickets.LOOK_INTERVAL": look_interval, "process.WRITE_TIMEOUT": write_timeout}
+        changed |= {"process.IDLE_TIMEOUT": idle_timeout}
         lines = [f"wechat_sign.{name} = {value}" for name, value in changed.items() if value]
         if lines:
             program = ["-c", WITH_OTHER_CONSTANTS.format("\n".join(lines))]

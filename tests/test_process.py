@@ -755,6 +755,26 @@ def test_clients_that_never_read_are_closed_and_one_that_reads_slowly_is_not(
         assert answer_on(caller)
 
 
+def test_what_is_idle_for_long_is_closed_and_what_waits_for_wechat_is_not(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    hold = threading.Event()
+    wechat.faults["getticket"] = Fault(hold=hold)
+    running = start("timeout = 60", idle_timeout=0.5)
+    new, half, kept, waiting = connect(running, 4)
+    half.sendall(b"GET / HT")
+    kept.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+    answer = http.client.HTTPResponse(kept)
+    answer.begin()
+    answer.read()
+    begin(waiting)
+    for idle in (new, half, kept):
+        assert idle.recv(1) == b""
+    hold.set()
+    assert answer_on(waiting)
+    assert waiting.recv(1) == b""
+
+
 def test_what_a_client_that_left_has_asked_for_is_not_worked_on(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:

@@ -44,8 +44,6 @@ DAY = 24 * 3600
 _HOW = "send it as encodeURIComponent(location.href.split('#')[0])"
 _AS_IT_IS = "send it as it is there, not decoded or typed"
 _URL = re.compile(rb"(?:^|&)url(?:=|(?=&|$))")
-_BARE = re.compile(rb"https?://", re.IGNORECASE)
-_BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 # As browsers take it (WHATWG URL): a backslash ends the authority like a slash does,
 # and what stands before the last @ in it is user information.
@@ -99,11 +97,8 @@ def page_url(
 
     Raises BadPageUrl, and PageHostNotAllowed where there is a list without the page's host.
     """
-    first = _URL.search(query)
-    if first is None:
-        raise BadPageUrl(f"the parameter url is missing; {_HOW}")
-    value = query[first.end() :]
-    bare = _BARE.match(value)
+    value = query[4:] if query.startswith(b"url=") else _value(query)
+    bare = value[:8].lower().startswith((b"http://", b"https://"))
     url = _text(value if bare else _unescape(value))
     if "#" in url:
         _check_characters(url)
@@ -118,6 +113,13 @@ def page_url(
     if ("%25" in url or "&amp;" in url) and url != referer:
         _check_for_mistakes(url)
     return url
+
+
+def _value(query: bytes) -> bytes:
+    first = _URL.search(query)
+    if first is None:
+        raise BadPageUrl(f"the parameter url is missing; {_HOW}")
+    return query[first.end() :]
 
 
 def host_of(url: str) -> str:
@@ -190,11 +192,12 @@ def _text(value: bytes) -> str:
 
 def _unescape(value: bytes) -> bytes:
     value, _, rest = value.partition(b"&")
-    if _URL.search(rest):
+    if rest and _URL.search(rest):
         raise BadPageUrl("there is more than one parameter url; send one")
-    if _BAD_PERCENT.search(value):
+    unescaped = unquote_to_bytes(value.replace(b"+", b" "))
+    if len(value) - len(unescaped) != 2 * value.count(b"%"):
         raise BadPageUrl(f"url has a % that two hex digits do not follow; {_HOW}")
-    return unquote_to_bytes(value.replace(b"+", b" "))
+    return unescaped
 
 
 def _raw_or_escaped(value: str, referer: str, now: float | None) -> str:

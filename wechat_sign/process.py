@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.ioloop import PeriodicCallback
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 from tornado.netutil import bind_sockets
 
@@ -43,6 +44,9 @@ MAX_CONNECTIONS: Final = 4096
 """Connections at once; an idle one takes some 10 KiB."""
 BACKLOG: Final = 1024
 """Connections that wait in the kernel's queue."""
+IDLE_TIMEOUT: Final = 75.0
+"""Seconds that a connection may wait for its next request, or be about to send it; more than the
+60 of nginx, which must close first."""
 WRITE_TIMEOUT: Final = 60.0
 """Seconds that an answer has to leave for a client that reads it slowly, or not at all."""
 SEND_BUFFER: Final = 64 * 1024
@@ -51,7 +55,6 @@ LIMITS: Final[dict[str, int]] = {
     "max_header_size": 32 * 1024,  # an escaped url of 8192 characters is 24 KiB at most
     "max_body_size": 0,  # no request here has one
     "max_buffer_size": 64 * 1024,  # Tornado reads half as much at once
-    "idle_connection_timeout": 75,  # seconds; more than the 60 of nginx, which must close first
     "body_timeout": 10,  # seconds
 }
 _UNIX_SOCKET: Final = ip_address("0.0.0.0")
@@ -88,9 +91,20 @@ class BoundedServer(HTTPServer):
 
     def initialize(self, *arguments: Any, limit: int = MAX_CONNECTIONS, **more: Any) -> None:
         super().initialize(*arguments, **more)
+        # A timer for each request costs a twentieth of it; here one looks after all.
+        self.conn_params.header_timeout = None
         self._limit = limit
         self._idle: OrderedDict[IOStream, float] = OrderedDict()
         self._in_flight: set[IOStream] = set()
+        self._sweeping = PeriodicCallback(self._close_idle, 1000 * IDLE_TIMEOUT / 15)
+        self._sweeping.start()
+
+    def _close_idle(self) -> None:
+        over = time.monotonic() - IDLE_TIMEOUT
+        for stream, since in list(self._idle.items()):
+            if since > over:
+                break
+            stream.close()
 
     @property
     def busy(self) -> bool:
@@ -108,6 +122,11 @@ class BoundedServer(HTTPServer):
             longest.close()
         if not stream.closed():
             super().handle_stream(stream, address)
+
+    def stop(self) -> None:
+        """Closes the listener."""
+        self._sweeping.stop()
+        super().stop()
 
     def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
         """Tornado calls it when a connection begins to wait for its next request."""
@@ -155,7 +174,7 @@ class _Stream(IOStream):
         if data == _MALFORMED_TO_TORNADO:
             data, self._refused = _MALFORMED, True
         written = super().write(data)
-        if self.writing():  # the kernel did not take all of it
+        if not written.done():  # the kernel did not take all of it
             timeout = self.io_loop.call_later(WRITE_TIMEOUT, self.close)
             written.add_done_callback(lambda _: self.io_loop.remove_timeout(timeout))
         return written

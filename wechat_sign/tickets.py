@@ -51,17 +51,23 @@ class JsapiTickets:
         self._look_at = -math.inf
         self._fresh_at = -math.inf
 
+    def held(self) -> str | None:
+        """The ticket held, if it is usable. Where a look is due, one begins."""
+        now = self._clock()
+        if self._refresh is None or self._due_in(now) <= 0:
+            self._refreshing()
+        ticket = self._held(now)
+        return ticket.value if ticket is not None else None
+
     async def current(self) -> str:
         """A ticket to sign with. It waits only where no usable one is held.
 
         Raises SigningError, the same one for all who ask until the next look.
         """
-        refresh, now = self._refresh, self._clock()
-        if refresh is None or self._due_in(now) <= 0:
-            refresh = self._refreshing()
-        held = self._held(now)
+        held = self.held()
         if held is not None:
-            return held.value
+            return held
+        refresh = self._refresh or self._refreshing()
         try:
             return await asyncio.shield(refresh)
         except asyncio.CancelledError:
