@@ -12,9 +12,10 @@ from harness import CHECKED_KEY, LOCK_KEY, MovedClock, RedisServer, eventually
 
 from wechat_sign.breaker import REDIS_PAUSE
 from wechat_sign.cache import Cache
+from wechat_sign.credentials import Credential
 from wechat_sign.errors import LockedElsewhere
 from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
-from wechat_sign.store import UNDATED_LIFE, Credential
+from wechat_sign.store import UNDATED_LIFE
 
 KEY = "wechat:wxsandbox:jsapi_ticket"
 OTHER_KEY = "wechat:wxsandbox:access_token"

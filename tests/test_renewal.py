@@ -32,10 +32,10 @@ from harness import (
 
 from wechat_sign.breaker import REDIS_PAUSE
 from wechat_sign.cache import Cache
-from wechat_sign.credentials import WeChat
+from wechat_sign.credentials import Credential, WeChat
 from wechat_sign.errors import LockedElsewhere, SigningError, WeChatRefused, WeChatUnreachable
 from wechat_sign.renewal import BackOff, Renewal
-from wechat_sign.store import UNDATED_LIFE, Credential
+from wechat_sign.store import UNDATED_LIFE
 
 EXPIRED = ("DEL", TICKET_KEY, CHECKED_KEY)
 DUE = ("DEL", CHECKED_KEY)

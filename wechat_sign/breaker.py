@@ -6,11 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-import redis
-from redis.exceptions import RedisClusterException
-
 from .clock import Clock
-from .deadline import Overdue
 from .logs import printable
 
 log = logging.getLogger(__name__)
@@ -26,21 +22,17 @@ class Unavailable(Exception):
     """Redis did not do what it was asked; the reason is in the log."""
 
 
-def words_of(error: Exception) -> str:
-    """The error's text without the arguments of the failed command, which redis-py and Redis
-    repeat, credentials among them, and without a Sentinel's whole connection."""
-    reason = str(error).rpartition("caused error: ")[2].partition(", with args")[0]
-    return reason.partition(" : <")[0]
-
-
 class CircuitBreaker:
     """Leaves a Redis alone that can't be reached, and logs when trouble begins and when it ends.
-    A class because it carries what is wrong, in `trouble`, and until when Redis is left alone."""
+    A class because it carries what is wrong, in `trouble`, and until when Redis is left alone.
+    `explain` tells of an error whether Redis was reached, and the words for it."""
 
-    def __init__(self, place: str, clock: Clock, redact: Callable[[str], str]) -> None:
+    def __init__(
+        self, place: str, clock: Clock, explain: Callable[[Exception], tuple[bool, str]]
+    ) -> None:
         self._place = place
-        self._redact = redact
         self._clock = clock
+        self._explain = explain
         self._open_until = 0.0
         self.trouble: dict[str, str] = {}
 
@@ -51,10 +43,11 @@ class CircuitBreaker:
         try:
             result = operation()
         except Exception as error:  # also what redis-py raises for a reply that makes no sense
-            if not isinstance(error, redis.ResponseError):
+            reached, words = self._explain(error)
+            if not reached:
                 self._open_until = self._clock() + REDIS_PAUSE
                 what = REACHING
-            self._failed(what, error)
+            self._failed(what, type(error).__name__ + (f": {printable(words)}" if words else ""))
             raise Unavailable from None
         self._works(REACHING)
         if result is not False:
@@ -66,14 +59,7 @@ class CircuitBreaker:
             del self.trouble[what]
             log.info("%s works again", what)
 
-    def _failed(self, what: str, error: Exception) -> None:
-        # What makes no sense in a reply is repeated, too; credentials may be among it.
-        shown = redis.ConnectionError | redis.TimeoutError | redis.ResponseError
-        shown |= RedisClusterException | Overdue
-        nonsense = isinstance(error, redis.InvalidResponse) or not isinstance(error, shown)
-        cause = type(error).__name__ + (
-            "" if nonsense else f": {printable(self._redact(words_of(error)))}"
-        )
+    def _failed(self, what: str, cause: str) -> None:
         if what not in self.trouble:
             log.warning("%s at %s fails, going on without: %s", what, self._place, cause)
         self.trouble[what] = cause

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from .breaker import (
     REACHING,
@@ -16,11 +16,14 @@ from .breaker import (
     Unavailable,
 )
 from .clock import Clock, SystemClock
+from .credentials import Credential
 from .deadline import Deadline, Overdue
 from .errors import LockedElsewhere
 from .logs import redacted
 from .settings import Settings
-from .store import Credential, RedisStore
+
+if TYPE_CHECKING:
+    from .store import RedisStore
 
 T = TypeVar("T")
 
@@ -40,9 +43,13 @@ class Cache:
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
-        self._new_store = partial(RedisStore, settings, self.clock)
-        self._store = self._new_store() if settings.redis.is_set else None
-        self._breaker = CircuitBreaker(settings.redis.place, self.clock, self._redact)
+        self._store: RedisStore | None = None
+        self._breaker = CircuitBreaker(settings.redis.place, self.clock, self._explain)
+        if settings.redis.is_set:
+            from . import store  # redis-py takes 6 MB
+
+            self._new_store = partial(store.RedisStore, settings, self.clock)
+            self._store, self._words_for = self._new_store(), store.explain
         self._deadline = Deadline(DEADLINE)
         self._passwords = settings.redis.passwords
         self._back_off_key = settings.back_off_key
@@ -183,10 +190,11 @@ class Cache:
         with suppress(Unavailable):
             self._ask(WRITING, lambda store: store.forget(self._back_off_key))
 
-    def _redact(self, text: str) -> str:
-        """What a Redis or a proxy says may repeat what it was sent."""
+    def _explain(self, error: Exception) -> tuple[bool, str]:
+        reached, words = self._words_for(error)
+        # A Redis or a proxy may repeat what it was sent.
         known = [credential.value for credential in self._mirror.values()]
-        return redacted(text, [*self._passwords, *known, *self._revoked])
+        return reached, redacted(words, [*self._passwords, *known, *self._revoked])
 
     def _ask(self, what: str, operation: Callable[[RedisStore], T]) -> T:
         store = self._store

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 from .cache import Cache
-from .credentials import WeChat
+from .credentials import Credential, WeChat
 from .errors import NO_ADVICE, Advice, SigningError, redis_advice
 from .logs import LONGEST_LINE, printable
 from .renewal import Renewal
 from .settings import Settings
 from .signature import WxConfig
-from .store import Credential
 
 SAMPLE_PAGE = "https://h5.example.com/"
 

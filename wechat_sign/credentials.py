@@ -57,6 +57,21 @@ class Grant:
     expires_in: float
 
 
+@dataclass(frozen=True)
+class Credential:
+    """A token or a ticket, and three moments on the clock.
+
+    The cache lets it go when it `expires`; WeChat granted it until `usable_until`, which is the
+    same where nothing more is known. Until `fresh_until` nobody need ask WeChat whether it is
+    still the one.
+    """
+
+    value: str = field(repr=False)
+    expires: float
+    usable_until: float
+    fresh_until: float = 0.0
+
+
 class WeChat:
     """WeChat's API for one account. A class because it carries the account, the connection, and
     what it sent of late, to find it in what comes back.

@@ -39,7 +39,7 @@ from typing import Any, Final
 
 from .cache import Cache
 from .clock import Clock
-from .credentials import ENDPOINTS, LARGEST_ERRCODE, Grant, WeChat
+from .credentials import ENDPOINTS, LARGEST_ERRCODE, Credential, Grant, WeChat
 from .errors import (
     ABOUT_THE_HOST,
     TOKEN_REFUSED,
@@ -49,7 +49,6 @@ from .errors import (
     WeChatRefused,
 )
 from .settings import GRANTED_LIFE, Settings
-from .store import Credential
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -26,9 +25,9 @@ from redis.exceptions import RedisClusterException
 from redis.lock import Lock
 from redis.retry import Retry
 
-from .breaker import words_of
 from .clock import Clock
-from .credentials import is_credential
+from .credentials import Credential, is_credential
+from .deadline import Overdue
 from .errors import ConfigError
 from .settings import GRANTED_LIFE, SECRET, RedisSettings, RedisUrl, Settings
 
@@ -60,21 +59,6 @@ _SET: Final = """
     return done
 """
 _GET_SECOND: Final = "return redis.pcall('getrange', KEYS[2], 0, 4095)"
-
-
-@dataclass(frozen=True)
-class Credential:
-    """A token or a ticket, and three moments on the clock.
-
-    The cache lets it go when it `expires`; WeChat granted it until `usable_until`, which is the
-    same where nothing more is known. Until `fresh_until` nobody need ask WeChat whether it is
-    still the one.
-    """
-
-    value: str = field(repr=False)
-    expires: float
-    usable_until: float
-    fresh_until: float = 0.0
 
 
 def connect(settings: RedisSettings) -> Callable[[], Client]:
@@ -179,6 +163,22 @@ def _pools(client: Client) -> Iterator[Any]:
     if isinstance(pool, redis.sentinel.SentinelConnectionPool):
         yield from (sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels)
     yield pool
+
+
+def explain(error: Exception) -> tuple[bool, str]:
+    """Whether Redis was reached and refused; and its words or redis-py's, "" where a reply makes no
+    sense: then it is repeated, and credentials may be among it."""
+    shown = redis.ConnectionError | redis.TimeoutError | redis.ResponseError
+    shown |= RedisClusterException | Overdue
+    nonsense = isinstance(error, redis.InvalidResponse) or not isinstance(error, shown)
+    return isinstance(error, redis.ResponseError), "" if nonsense else words_of(error)
+
+
+def words_of(error: Exception) -> str:
+    """The error's text without the arguments of the failed command, which redis-py and Redis
+    repeat, credentials among them, and without a Sentinel's whole connection."""
+    reason = str(error).rpartition("caused error: ")[2].partition(", with args")[0]
+    return reason.partition(" : <")[0]
 
 
 class RedisStore:

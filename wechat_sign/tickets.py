@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+from .credentials import Credential
 from .errors import SigningError, Stopping, Unexpected
 from .renewal import Renewal
-from .store import Credential
 
 log = logging.getLogger(__name__)
 
