@@ -489,9 +489,10 @@ def test_a_stop_while_the_settings_are_read_ends_it_without_a_word(
 def test_an_interrupt_while_modules_are_imported_ends_it_without_a_word(
     start: Start, tmp_path: Path, module: str
 ) -> None:
-    """Python finds this module first. The server imports argparse before all others."""
+    """Python finds this module first. The server imports argparse before all others, and redis
+    after them, where one is named."""
     (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
-    interrupted = start(PYTHONPATH=str(tmp_path))
+    interrupted = start("[redis]", "host = 127.0.0.1", PYTHONPATH=str(tmp_path))
     assert (interrupted.wait(), interrupted.output) == (-signal.SIGINT, "")
 
 
