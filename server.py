@@ -116,15 +116,16 @@ class SigningApplication(Application):
         if not access_log.isEnabledFor(level):
             return
         request, refusal = handler.request, getattr(handler, "refusal", "")
-        what = f"{status} {printable(str(request.method), 20)} {asked_for(request.path)}"
-        page = asked_for(url_in(request.query)) if isinstance(handler, GetApi) else ""
-        what += f" for {page}" if page else ""
-        what += f" from {self.client_of(request)}, {1000 * request.request_time():.1f} ms"
-        what += f": {refusal}" if refusal else ""
-        if refusal and "Referer" in request.headers:
-            what += f"; Referer {shown(request.headers['Referer'])}"
+        took = 1000 * request.request_time()
 
         def write(like_it: str) -> None:
+            what = f"{status} {printable(str(request.method), 20)} {asked_for(request.path)}"
+            page = asked_for(url_in(request.query)) if isinstance(handler, GetApi) else ""
+            what += f" for {page}" if page else ""
+            what += f" from {self.client_of(request)}, {took:.1f} ms"
+            what += f": {refusal}" if refusal else ""
+            if refusal and "Referer" in request.headers:
+                what += f"; Referer {shown(request.headers['Referer'])}"
             access_log.log(level, "%s%s", what, like_it)
 
         self.log_one(status, write)
@@ -241,24 +242,23 @@ class GetApi(BaseHandler):
             return None
         ticket = self.application.tickets.held()
         if ticket is None:
-            return self.wait(url)
-        self.sign(url, ticket)
+            return self.wait(url, referer)
+        self.sign(url, referer, ticket)
         return None
 
-    async def wait(self, url: str) -> None:
+    async def wait(self, url: str, referer: str) -> None:
         try:
             ticket = await self.application.tickets.current()
         except SigningError as error:
             self.refuse_for(error)
         else:
-            self.sign(url, ticket)
+            self.sign(url, referer, ticket)
 
-    def sign(self, url: str, ticket: str) -> None:
+    def sign(self, url: str, referer: str, ticket: str) -> None:
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         # What was signed, for comparing; the JSON has wx.config's keys and no others.
         self.set_header("Signed-Url", url[:2048])  # nginx takes 4 KiB of headers by default
         self.finish(self.application.wx_config.sign(url, ticket))
-        referer = self.request.headers.get("Referer", "")
         if referer not in ("", url):
             self.compare(url, referer)
 

@@ -8,13 +8,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from .breaker import (
-    REACHING,
-    READING,
-    WRITING,
-    CircuitBreaker,
-    Unavailable,
-)
+from .breaker import REACHING, READING, WRITING, CircuitBreaker, Unavailable
 from .clock import Clock, SystemClock
 from .credentials import Credential
 from .deadline import Deadline, Overdue

@@ -40,14 +40,16 @@ REDIS_TIMEOUT: Final = 1.0
 """Seconds for one exchange with Redis."""
 _POLL: Final = 0.05
 """Seconds between two tries to get the lock."""
+_LAST_BYTE: Final = 4095
+"""Of a key's value that is read. What is longer is no credential: there may be anything."""
 _MARKER: Final = re.compile(rb"([0-9a-f]{40}) ([0-9]{1,7})")
 """SHA-1 of the ticket, and the ms for which WeChat granted it beyond its TTL."""
 
 # KEYS: the credential's, the lock's, and what is set with it. ARGV: the lock's token, what the
 # first key held when it was judged, and a value and its ms for each key but the lock's.
-_SET: Final = """
+_SET: Final = f"""
     local function get(key)
-        local value = redis.pcall('getrange', key, 0, 4095)
+        local value = redis.pcall('getrange', key, 0, {_LAST_BYTE})
         return type(value) == 'string' and value or ''
     end
     if get(KEYS[2]) ~= ARGV[1] and get(KEYS[1]) ~= ARGV[2] then return 0 end
@@ -58,7 +60,7 @@ _SET: Final = """
     end
     return done
 """
-_GET_SECOND: Final = "return redis.pcall('getrange', KEYS[2], 0, 4095)"
+_GET_SECOND: Final = f"return redis.pcall('getrange', KEYS[2], 0, {_LAST_BYTE})"
 
 
 def connect(settings: RedisSettings) -> Callable[[], Client]:
@@ -289,8 +291,7 @@ class RedisStore:
         # No transaction: a Redis that is out of memory refuses those, even to read.
         with self._client.pipeline(transaction=False) as pipe:
             for name, key in commands:
-                # What is longer is no credential: there may be anything under a key.
-                pipe.execute_command(name, key, *((0, 4095) if name == "GETRANGE" else ()))
+                pipe.execute_command(name, key, *((0, _LAST_BYTE) if name == "GETRANGE" else ()))
             answers: list[Any] = pipe.execute(raise_on_error=False)
         for place, answer in enumerate(answers):
             if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
@@ -386,7 +387,7 @@ class RedisStore:
         return bool(self._client.delete(key))
 
     def _holds(self, key: str, value: str) -> bool:
-        return self._client.getrange(key, 0, 4095) == value.encode()
+        return self._client.getrange(key, 0, _LAST_BYTE) == value.encode()
 
     def _if_it_holds(
         self,
