@@ -69,6 +69,7 @@ PAGES_REMEMBERED = 256
 FORWARDED = ("X-Forwarded-For", "X-Real-Ip", "X-Forwarded-Host", "Forwarded", "Via")
 """What tells that a request came by a proxy."""
 ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", re.ASCII | re.IGNORECASE)
+ABSOLUTE_FORM = re.compile(r"https?://[^/]*/?", re.IGNORECASE)
 ACCEPTS_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
 
 _FILES = Path(__file__).with_name("wechat_sign")
@@ -107,6 +108,12 @@ class SigningApplication(Application):
         if settings.server.page:
             routes.append(("/", Page))
         super().__init__(routes, default_handler_class=NotFound)
+
+    def find_handler(self, request: HTTPServerRequest, **more: Any) -> Any:
+        """Takes `GET http://host/path`, as proxies may ask, for `GET /path`."""
+        if not request.path.startswith("/"):
+            request.path = ABSOLUTE_FORM.sub("/", request.path, count=1)
+        return super().find_handler(request, **more)
 
     def log_request(self, handler: RequestHandler) -> None:
         """Failures at WARNING and ERROR with the reason, of each status one in a second; where
@@ -193,6 +200,10 @@ class BaseHandler(RequestHandler):
     def compute_etag(self) -> str | None:
         """None: no answer is the same twice."""
         return None
+
+    def check_etag_header(self) -> bool:
+        """Tornado looks for one that matches even where there is none."""
+        return "Etag" in self._headers and super().check_etag_header()
 
     def finish_compressed(self, text: str) -> None:
         """Ends with a long text, gzipped for clients that accept it. Tornado's

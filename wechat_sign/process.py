@@ -10,21 +10,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import signal
 import socket
 import sys
 import time
 from asyncio import Future
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
+from collections.abc import Awaitable, Collection, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.httputil import HTTPMessageDelegate
 from tornado.ioloop import PeriodicCallback
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 from tornado.netutil import bind_sockets
@@ -59,7 +57,6 @@ LIMITS: Final[dict[str, int]] = {
 }
 _UNIX_SOCKET: Final = ip_address("0.0.0.0")
 """What Tornado calls the peer on a unix socket; no other has that address."""
-_ORIGIN: Final = re.compile(r"^https?://[^/?]*/?", re.IGNORECASE)
 
 
 def _refusal(status: str, error: str) -> bytes:
@@ -85,8 +82,9 @@ _MALFORMED_TO_TORNADO: Final = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 class BoundedServer(HTTPServer):
     """Has `limit` connections at the most, and closes the one that is idle longest for a new one.
 
-    Where all are being answered, that is the new one itself. A class because it carries which
-    connections are idle, the longest idle first, and which are being answered.
+    Where all are being answered, that is the new one itself. A class because it carries since when
+    each connection waits for its next request, or is answered; the longest waiting first. One that
+    is answered is not read.
     """
 
     def initialize(self, *arguments: Any, limit: int = MAX_CONNECTIONS, **more: Any) -> None:
@@ -94,33 +92,35 @@ class BoundedServer(HTTPServer):
         # A timer for each request costs a twentieth of it; here one looks after all.
         self.conn_params.header_timeout = None
         self._limit = limit
-        self._idle: OrderedDict[IOStream, float] = OrderedDict()
-        self._in_flight: set[IOStream] = set()
+        self._since: OrderedDict[IOStream, float] = OrderedDict()
         self._sweeping = PeriodicCallback(self._close_idle, 1000 * IDLE_TIMEOUT / 15)
         self._sweeping.start()
 
     def _close_idle(self) -> None:
         over = time.monotonic() - IDLE_TIMEOUT
-        for stream, since in list(self._idle.items()):
+        for stream, since in list(self._since.items()):
             if since > over:
                 break
-            stream.close()
+            if stream.reading():
+                stream.close()
 
     @property
     def busy(self) -> bool:
         """Whether a request is in flight or, within GRACE, may be on its way."""
-        newest = next(reversed(self._idle.values()), -GRACE)
-        return bool(self._in_flight) or time.monotonic() < newest + GRACE
+        newest = next(reversed(self._since.values()), -GRACE)
+        recent = time.monotonic() < newest + GRACE
+        return recent or not all(stream.reading() for stream in self._since)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         """Tornado calls it when a connection has been accepted."""
         sizes = {"max_buffer_size": stream.max_buffer_size}
         stream = _Stream(stream.socket, read_chunk_size=stream.read_chunk_size, **sizes)
-        self._idle[stream] = time.monotonic()
-        if len(self._idle) + len(self._in_flight) > self._limit:
-            longest, _ = self._idle.popitem(last=False)
+        if len(self._since) >= self._limit:
+            longest = next((idle for idle in self._since if idle.reading()), stream)
+            self._since.pop(longest, None)
             longest.close()
         if not stream.closed():
+            self._since[stream] = time.monotonic()
             super().handle_stream(stream, address)
 
     def stop(self) -> None:
@@ -130,20 +130,12 @@ class BoundedServer(HTTPServer):
 
     def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
         """Tornado calls it when a connection begins to wait for its next request."""
-        stream = server_conn.stream
-        if stream in self._in_flight:
-            self._in_flight.remove(stream)
-            self._idle[stream] = time.monotonic()
-        delegate = super().start_request(server_conn, request_conn)
-        return _Reception(delegate, partial(self._begin_answer, stream))
-
-    def _begin_answer(self, stream: IOStream) -> None:
-        self._idle.pop(stream, None)
-        self._in_flight.add(stream)
+        self._since[server_conn.stream] = time.monotonic()
+        self._since.move_to_end(server_conn.stream)
+        return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: Any) -> None:
-        self._idle.pop(server_conn.stream, None)
-        self._in_flight.discard(server_conn.stream)
+        self._since.pop(server_conn.stream, None)
         super().on_close(server_conn)
 
 
@@ -190,34 +182,6 @@ class _Stream(IOStream):
                 for _ in range(16):
                     self.socket.recv(65536)
         super().close_fd()
-
-
-class _Reception(HTTPMessageDelegate):
-    """Hands a request on as it comes in, and calls `received` once it is complete.
-
-    `GET http://host/path`, as proxies may ask, is handed on as `GET /path`.
-    """
-
-    def __init__(self, delegate: HTTPMessageDelegate, received: Callable[[], None]) -> None:
-        self._delegate = delegate
-        self._received = received
-
-    def headers_received(
-        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
-    ) -> Awaitable[None] | None:
-        if isinstance(start_line, RequestStartLine) and start_line.path[0] != "/":
-            start_line = start_line._replace(path=_ORIGIN.sub("/", start_line.path))
-        return self._delegate.headers_received(start_line, headers)
-
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        return self._delegate.data_received(chunk)
-
-    def finish(self) -> None:
-        self._received()
-        self._delegate.finish()
-
-    def on_connection_close(self) -> None:
-        self._delegate.on_connection_close()
 
 
 def raise_file_limit(connections: int) -> int:

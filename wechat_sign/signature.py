@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
+import os
 import time
 from typing import Any
 
@@ -13,7 +13,7 @@ from .settings import JssdkSettings
 
 def new_noncestr() -> str:
     """16 letters and digits that nobody can foretell."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def sign(*, jsapi_ticket: str, noncestr: str, timestamp: int, url: str) -> str:
