@@ -4,7 +4,7 @@
     python tests/benchmark.py --scale [--rounds 3] [--seconds 3] [--plot [FILE.png]]
 
 --peers: also what one would pick instead, from npm (node is needed) and from PyPI.
---readme: with the peers; the table goes into README.md.
+--readme: with the peers; the table goes into the two manuals.
 --scale: how the cost grows with the instances and with the connections (scale.py).
 
 The contenders take turns round by round, in an order that changes; the table has medians with the
@@ -25,6 +25,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -57,12 +58,89 @@ CONTENDERS = {
     "bare": "bare handler",
     "naive": "naive handler",
 }
-ROWS = {
-    "requests per second": "steady rps",
-    "p99, ms": "steady p99",
-    f"p99, ms, while tickets expire every {EXPIRE} s": "expiring p99",
-}
-"""README's, by what was measured."""
+ROWS = ("steady rps", "steady p99", "expiring p99")
+"""The manuals'."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """A manual's, around the figures."""
+
+    labels: dict[str, str]
+    rows: dict[str, str]
+    to: str
+    how: str
+    peers: str
+    throughput: str
+    expiring: str
+    failed: str
+    between: str
+    stop: str
+
+    def listed(self, figures: dict[str, str]) -> str:
+        return self.between.join(f"{label} {figure}" for label, figure in figures.items())
+
+    def paragraph(self, sentences: list[str]) -> str:
+        """In lines, where the language has words to wrap."""
+        if self.stop == "。":
+            return "\n".join(sentences)
+        return textwrap.fill(
+            " ".join(sentences), 100, break_on_hyphens=False, break_long_words=False
+        )
+
+
+ENGLISH = Words(
+    labels={},
+    rows=dict(
+        zip(
+            ROWS,
+            (
+                "requests per second",
+                "p99, ms",
+                f"p99, ms, while tickets expire every {EXPIRE} s",
+            ),
+            strict=True,
+        )
+    ),
+    to=" to ",
+    how=(
+        "Rounds: {rounds}, each of {seconds} s at {connections} connections; each contender is one "
+        "process, alone on the same core and warmed up; the median, with the lowest and the "
+        "highest. *Bare* is a Tornado handler that writes a constant; *naive* does a blocking "
+        "Redis GET for each request and fetches in the handler. WeChat takes {takes} s for a call "
+        "while tickets expire."
+    ),
+    peers="The others keep their ticket in memory.",
+    throughput="This server's requests per second as a multiple of others', within a round: {}.",
+    expiring="Its p99 while tickets expire is {} times what it is otherwise ({}).",
+    failed="Failed requests: {}.",
+    between=", ",
+    stop=".",
+)
+CHINESE = Words(
+    labels={"ours": "本服务", "bare": "空的 Tornado 处理器", "naive": "朴素写法"},
+    rows=dict(
+        zip(
+            ROWS,
+            ("每秒请求数", "p99，毫秒", f"每 {EXPIRE} 秒 ticket 过期一次时的 p99，毫秒"),
+            strict=True,
+        )
+    ),
+    to=" 至 ",
+    how=(
+        "共 {rounds} 轮，每轮 {seconds} 秒，{connections} 个连接；每个对象一个进程，"
+        "预热后独占同一个核；列出中位数，括号内为最低与最高。\n“空的”处理器只输出一个常量；"
+        "“朴素写法”每次请求都阻塞地读一次 Redis，并在处理器里向微信获取。"
+        "ticket 过期时，微信的每次应答耗时 {takes} 秒。"
+    ),
+    peers="其余各项把 ticket 保存在内存中。",
+    throughput="同一轮中，本服务的每秒请求数是其他各项的倍数：{}。",
+    expiring="ticket 过期时，本服务的 p99 是平时的 {} 倍（{}）。",
+    failed="失败的请求：{}。",
+    between="，",
+    stop="。",
+)
+WORDS = {"README.md": ENGLISH, ".github/README.zh-CN.md": CHINESE}
 
 
 class Benchmark:
@@ -161,50 +239,42 @@ class Benchmark:
 
     # What is shown.
 
-    def readme(self, rounds: int, seconds: float) -> str:
-        """README's paragraph, table and ratios, all from the same rounds."""
+    def readme(self, rounds: int, seconds: float, words: Words = ENGLISH) -> str:
+        """The manual's paragraph, table and ratios, all from the same rounds."""
         shown = [figures for name, figures in self.contenders.items() if name != "memory"]
+        labels = {figures.name: words.labels.get(figures.name, figures.label) for figures in shown}
         ours, *others = shown
-        rows = [["", *(figures.label for figures in shown)]]
-        rows += [[row, *(f.cell(what) or "–" for f in shown)] for row, what in ROWS.items()]
-        throughput = [
-            f"{times(ratio(ours, 'steady rps', f))} times those of "
-            f"{'' if f.name in PEERS else 'the '}{f.label}"
-            for f in others
+        rows = [["", *labels.values()]]
+        rows += [
+            [words.rows[what], *(f.cell(what).replace(" to ", words.to) or "–" for f in shown)]
+            for what in ROWS
         ]
+        throughput = {labels[f.name]: times(ratio(ours, "steady rps", f)) for f in others}
         expiring = {
-            figures.label: times(ratio(figures, "expiring p99", figures, "steady p99"))
-            for figures in shown
-            if "expiring p99" in figures.seen
+            labels[f.name]: times(ratio(f, "expiring p99", f, "steady p99"))
+            for f in shown
+            if "expiring p99" in f.seen
         }
-        own = expiring.pop(ours.label)
+        own = expiring.pop(labels["ours"])
         failed = {
-            figures.label: sum(
-                figures.seen["steady failed"] + figures.seen.get("expiring failed", [])
-            )
-            for figures in shown
+            labels[f.name]: sum(f.seen["steady failed"] + f.seen.get("expiring failed", []))
+            for f in shown
         }
         sentences = [
-            f"Within a round, this server's requests per second are {', '.join(throughput)}.",
-            f"Its p99 while tickets expire is {own} times what it is otherwise",
-            f"({', '.join(f'{label}: {by}' for label, by in expiring.items())}).",
-            *(
-                f"Failed requests: {label} {count:,.0f}."
-                for label, count in failed.items()
-                if count
-            ),
+            words.throughput.format(words.listed(throughput)),
+            words.expiring.format(own, words.listed(expiring)),
         ]
+        if any(failed.values()):
+            failures = {label: f"{count:,.0f}" for label, count in failed.items() if count}
+            sentences.append(words.failed.format(words.listed(failures)))
         how = [
-            f"{counted(rounds)} of {seconds:g} s at {CONNECTIONS} connections,",
-            "each contender one process, alone on the same core and warmed up;",
-            "the median, with the lowest and the highest.",
-            "*Bare* is a Tornado handler that writes a constant;",
-            "*naive* does a blocking Redis GET for each request and fetches in the handler.",
-            *(["The others keep their ticket in memory."] if shown[-1].name in PEERS else []),
-            f"WeChat takes {WECHAT_TAKES:g} s for a call while tickets expire.",
-            f"{self.versions}.",
+            words.how.format(
+                rounds=rounds, seconds=f"{seconds:g}", connections=CONNECTIONS, takes=WECHAT_TAKES
+            ),
+            *([words.peers] if shown[-1].name in PEERS else []),
+            f"{self.versions}{words.stop}",
         ]
-        return "\n\n".join([paragraph(how), markdown(rows), paragraph(sentences)])
+        return "\n\n".join([words.paragraph(how), markdown(rows), words.paragraph(sentences)])
 
     def table(self) -> str:
         """Markdown: a row for each measurement, a column for each contender."""
@@ -269,14 +339,6 @@ class Benchmark:
         figure.savefig(path, dpi=110)
 
 
-def counted(rounds: int) -> str:
-    return f"{rounds} round{'s' if rounds > 1 else ''}"
-
-
-def paragraph(sentences: list[str]) -> str:
-    return textwrap.fill(" ".join(sentences), 100, break_on_hyphens=False, break_long_words=False)
-
-
 def peers() -> tuple[dict[str, str], list[str], list[str]]:
     """Those that run here, with their versions, and why others don't."""
     there: dict[str, str] = {}
@@ -304,7 +366,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="5, with --scale 3")
     parser.add_argument("--peers", action="store_true", help="also what one would pick instead")
     parser.add_argument(
-        "--readme", action="store_true", help="writes README.md's table, with peers"
+        "--readme", action="store_true", help="writes the manuals' table, with peers"
     )
     parser.add_argument("--scale", action="store_true", help="more instances, more connections")
     parser.add_argument("--plot", type=Path, nargs="?", const=Path(), help="in .github, or FILE")
@@ -341,7 +403,9 @@ def main() -> int:
     for why in missing:
         print(why)
     if given.readme and isinstance(measured, Benchmark):
-        replace_block(ROOT / "README.md", "benchmark", measured.readme(rounds, given.seconds))
+        for name, words in WORDS.items():
+            text = measured.readme(rounds, given.seconds, words)
+            replace_block(ROOT / name, "benchmark", text)
     if given.plot is not None:
         name = "scale.png" if given.scale else "benchmark.png"
         measured.plot(given.plot if given.plot.name else ROOT / ".github" / name)

@@ -1,0 +1,228 @@
+"""The two manuals, and a reader who follows them command by command in a clean clone.
+
+    python tests/manuals.py
+
+Needs git and a free port 8060. The clone is of what was committed. WeChat is played by a stand-in.
+Commands that change the whole machine (useradd, systemctl, /opt, /etc) are followed below a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import requests
+from harness import PATIENCE, ROOT, Sandbox, eventually
+
+MANUALS = ("README.md", ".github/README.zh-CN.md")
+URL = "http://127.0.0.1:8060"
+ELSEWHERE = {
+    "html": "test_script.py",
+    "js": "test_script.py",
+    "nginx": "test_proxy.py",
+    "caddy": "test_proxy.py",
+    "": "test_redis_kinds.py",
+}
+"""Which tests take a block for themselves."""
+MACHINE = "useradd() { echo $*; }; systemctl() { echo $*; }; chown() { [ -e $2 ]; }"
+"""What only a whole machine has, for a shell."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a manual."""
+
+    language: str
+    text: str
+
+    @property
+    def code(self) -> str:
+        """Without comments."""
+        return re.sub(r"(?m)^ *#.*\n", "", self.text)
+
+
+def blocks_of(manual: str) -> list[Block]:
+    """All of a manual's, in order."""
+    found = re.findall(r"(?ms)^ *```(\w*)\n(.*?)^ *```$", manual)
+    return [Block(language, textwrap.dedent(text)) for language, text in found]
+
+
+class Reader:
+    """Does what a manual says. A class because it carries where, and the server that runs."""
+
+    def __init__(self, folder: Path, wechat: Sandbox) -> None:
+        self.clone = folder / "clone"
+        self.machine = folder / "machine"
+        self.units = self.machine / "etc/systemd/system"
+        self.units.mkdir(parents=True)
+        (self.machine / "opt").mkdir()
+        self._wechat = wechat
+        self._server: subprocess.Popen[bytes] | None = None
+        self._said = ""
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(self.clone)], check=True)  # noqa: S607
+
+    def follow(self, block: Block) -> str:
+        """Returns what was done, in a word. Raises AssertionError where a reader would be lost."""
+        match block.language:
+            case "sh":
+                return self._type(block.code.strip())
+            case "json":
+                return self._compare(json.loads(block.text))
+            case "ini":
+                name = block.text.partition("\n")[0].rpartition("/")[2]
+                (self.units / name).write_text(block.text, encoding="utf-8")
+                return f"{name} written"
+            case "dockerfile":
+                return self._image(block.code)
+        return f"see {ELSEWHERE[block.language]}"
+
+    def _type(self, command: str) -> str:
+        if command.startswith("curl"):
+            self._said = self.run(command)
+        elif command.startswith("docker"):
+            docker = shutil.which("docker")
+            if not docker or subprocess.run([docker, "info"], capture_output=True).returncode:
+                return "no Docker here"
+            self.run(command.partition("\n")[0])
+        elif command.endswith("-m pytest"):
+            self.stop()
+            self.run(f"{command} -q tests/test_signature.py")
+        elif "useradd" in command:
+            self.stop()
+            self.run(command)
+            self._move_the_secret()
+        elif command.startswith("cp"):
+            self.run(command)
+            self._fill_in()
+        elif "--check" not in command and "sed" not in command:
+            self.start(command)
+        else:
+            *first, last = command.splitlines()
+            if last.endswith("server.py"):
+                self.run("\n".join(first))
+                self.start(last)
+            else:
+                self.run(command)
+        return "done"
+
+    def _shell(self, command: str) -> list[str]:
+        python = shlex.quote(sys.executable)
+        for there, here in (
+            ("/opt/", f"{self.machine}/opt/"),
+            ("/etc/", f"{self.machine}/etc/"),
+            ("/usr/bin/python3 ", f"{python} "),
+        ):
+            command = command.replace(there, here)
+        return ["bash", "-euo", "pipefail", "-c", f"{MACHINE}; {command}"]
+
+    def run(self, command: str) -> str:
+        done = subprocess.run(
+            self._shell(command), cwd=self.clone, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def start(self, command: str) -> None:
+        """In a terminal of its own, until it is stopped."""
+        self.stop()
+        command = command.replace(".venv/bin/python server.py", "exec .venv/bin/python server.py")
+        quiet = subprocess.DEVNULL
+        shell = self._shell(command)
+        self._server = subprocess.Popen(shell, cwd=self.clone, stdout=quiet, stderr=quiet)
+        eventually("it answers", self._answers, patience=120)
+
+    def _answers(self) -> bool:
+        assert self._server is not None
+        assert self._server.poll() is None, f"it ended with status {self._server.returncode}"
+        try:
+            return requests.get(f"{URL}/healthz", timeout=PATIENCE).status_code == 200
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            assert self._server.wait(PATIENCE) == 0
+            self._server = None
+
+    def _compare(self, shown: dict[str, object]) -> str:
+        answered = json.loads(self._said)
+        assert list(answered) == list(shown), f"{list(answered)}, and not {list(shown)}"
+        assert {**shown} == {**answered} | {
+            key: shown[key]
+            for key in shown
+            if key in ("timestamp", "nonceStr", "signature", "ticket_age", "ticket_usable_for")
+            or (key, answered[key]) == ("cache", "memory")
+        }
+        return "as it is shown"
+
+    def _fill_in(self) -> None:
+        """As the manual says; beside it the stand-in, which no reader has, and loopback alone."""
+        ini = self.clone / "config.ini"
+        text = ini.read_text(encoding="utf-8")
+        for option, value in {
+            "appid": self._wechat.appid,
+            "secret": self._wechat.secret,
+            "api": self._wechat.url,
+            "host": "",
+            "address": "127.0.0.1",
+        }.items():
+            text, found = re.subn(f"(?m)^{option} =.*$", f"{option} = {value}", text)
+            assert found == 1, option
+        ini.write_text(text, encoding="utf-8")
+
+    def _move_the_secret(self) -> None:
+        ini = self.machine / "opt/wechat-sign/config.ini"
+        secret = f"secret = {self._wechat.secret}\n"
+        text = ini.read_text(encoding="utf-8")
+        assert secret in text
+        ini.write_text(text.replace(secret, "secret =\n"), encoding="utf-8")
+        environ = self.machine / "etc/wechat-sign/secret.env"
+        environ.write_text(f"WECHAT_SECRET={self._wechat.secret}\n", encoding="utf-8")
+
+    def _image(self, dockerfile: str) -> str:
+        """What can be followed of it without Docker: what is copied, and the health check."""
+        for names in re.findall("COPY (.*)", dockerfile):
+            for name in names.split()[:-1]:
+                assert (self.clone / name).exists(), name
+        [told] = re.findall("HEALTHCHECK CMD (.*)", dockerfile)
+        command = [sys.executable, *json.loads(told)[1:]]
+        self.start(".venv/bin/python server.py")
+        assert subprocess.call(command) == 0
+        self.stop()
+        assert subprocess.call(command, stderr=subprocess.DEVNULL) != 0
+        return "its COPY and HEALTHCHECK work"
+
+
+def main() -> int:
+    environ = ("WECHAT_SECRET", "REDIS_URL", "REDIS_PASSWORD", "VIRTUAL_ENV")
+    for name in environ:
+        os.environ.pop(name, None)
+    for name in MANUALS:
+        manual = (ROOT / name).read_text(encoding="utf-8")
+        wechat = Sandbox().start()
+        with tempfile.TemporaryDirectory() as folder:
+            reader = Reader(Path(folder), wechat)
+            try:
+                for block in blocks_of(manual):
+                    what = block.code.strip().partition("\n")[0][:70]
+                    print(f"{name}: {reader.follow(block):30} {what}", flush=True)
+            finally:
+                reader.stop()
+                wechat.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
