@@ -44,6 +44,22 @@ def test_systemd_finds_nothing_wrong_with_them(units: list[Path]) -> None:
     assert analyze("verify", *units) == ""
 
 
+def test_an_account_each_has_an_instance_of_both(units: list[Path]) -> None:
+    [block] = re.findall(r"```sh\n([^`]*sed [^`]*)```", README)
+    _, command = textwrap.dedent(block).split("cd /etc/systemd/system\n")
+    folder = units[0].parent
+    subprocess.run(["bash", "-euc", command], cwd=folder, check=True)  # noqa: S607
+    instances = [folder / f"wechat-sign@shop.{kind}" for kind in ("service", "socket")]
+    for instance in instances:
+        (folder / instance.name.replace("shop", "")).rename(instance)
+    assert analyze("verify", *instances) == ""
+    service, socket = (instance.read_text(encoding="utf-8") for instance in instances)
+    assert "Requires=wechat-sign@%i.socket" in service
+    assert "EnvironmentFile=/etc/wechat-sign/%i.env" in service
+    assert "server.py --config %i.ini\n" in service
+    assert "ListenStream=/run/wechat-sign/%i.sock" in socket
+
+
 def test_what_the_service_is_exposed_to_is_little(units: list[Path]) -> None:
     if "--offline" not in analyze("--help"):
         unavailable("systemd-analyze is too old for this test: it needs systemd 250")
