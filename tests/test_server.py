@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import re
@@ -28,10 +29,14 @@ from harness import (
     write_ini,
 )
 from tornado.httpclient import HTTPResponse
+from tornado.iostream import IOStream
 
 import server
 from wechat_sign.cache import Cache
 from wechat_sign.settings import JssdkSettings, ServerSettings, Settings
+
+REQUESTS = 200
+"""Enough of them that what each leaves stands out from what one connection does."""
 
 
 class ServerCase(tornado.testing.AsyncHTTPTestCase):
@@ -73,6 +78,33 @@ class ServerCase(tornado.testing.AsyncHTTPTestCase):
         assert response.headers["Cache-Control"] == "no-store"
         assert_no_credential(str(body), self.wechat.issued)
         return response.code, body["error"]
+
+
+class TestGarbage(ServerCase):
+    """What is left of a request, for Python's collector to find."""
+
+    async def ask(self, path: str) -> None:
+        stream = IOStream(socket.socket())
+        await stream.connect(("127.0.0.1", self.get_http_port()))
+        for _ in range(REQUESTS):
+            await stream.write(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            head = await stream.read_until(b"\r\n\r\n")
+            length = re.search(rb"Content-Length: (\d+)", head)
+            assert length is not None
+            await stream.read_bytes(int(length[1]))
+        stream.close()
+
+    def test_there_is_none(self) -> None:
+        for path in (f"/getApi?url={PAGE}", "/getApi?url=nonsense", "/healthz", "/nowhere"):
+            self.io_loop.run_sync(lambda path=path: self.ask(path))
+            gc.collect()
+            gc.disable()
+            try:
+                self.io_loop.run_sync(lambda path=path: self.ask(path))
+                found = gc.collect()
+            finally:
+                gc.enable()
+            assert found < REQUESTS / 2, path
 
 
 class TestGetApi(ServerCase):
