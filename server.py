@@ -57,6 +57,7 @@ from wechat_sign.page_url import (
 from wechat_sign.renewal import Renewal
 from wechat_sign.safety import warnings_for
 from wechat_sign.sandbox import Sandbox, print_banner
+from wechat_sign.sentences import say
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
 from wechat_sign.signature import WxConfig
 from wechat_sign.tickets import JsapiTickets
@@ -472,12 +473,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cache = cache_for(settings, given)
     except ConfigError as error:
         if given.check:
-            return print_findings(Finding("settings", False, problem) for problem in error.problems)
+            name = say("settings")
+            return print_findings(Finding(name, False, problem) for problem in error.problems)
         complain(error)
         return 2
     if given.check:
-        source = "the sandbox" if given.sandbox else str(given.config)
-        return print_check(settings, cache, source)
+        return print_check(settings, cache, None if given.sandbox else given.config)
     try:
         sockets = process.listen(settings.server)
     except ConfigError as error:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from browser import (
     signing_server,
 )
 from harness import MovedClock, RedisServer, Sandbox, Server, Start, assert_no_credential, write_ini
+
+os.environ["LC_ALL"] = (
+    "C.UTF-8"  # what is printed is compared, and it is Chinese in a Chinese locale
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

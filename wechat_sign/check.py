@@ -9,12 +9,16 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
+from unicodedata import east_asian_width
 
 from .cache import Cache
 from .credentials import Credential, WeChat
 from .errors import NO_ADVICE, Advice, SigningError, redis_advice
 from .logs import LONGEST_LINE, printable
 from .renewal import Renewal
+from .safety import foreseen
+from .sentences import said, say
 from .settings import Settings
 from .signature import WxConfig
 
@@ -23,7 +27,7 @@ SAMPLE_PAGE = "https://h5.example.com/"
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the check; `advice` says what to do where it is not `ok`."""
+    """A line of the check; `advice` says what to do where it is not `ok`, or could be better."""
 
     name: str
     ok: bool
@@ -48,7 +52,8 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
     token = cache.get(settings.access_token_key)
     ticket = cache.get(settings.jsapi_ticket_key)
     took = time.monotonic() - began
-    yield _redis(settings, cache, f"answers{_in(took)}, {_lock(cache)}")
+    answers = say("answers ({ms} ms), {lock}", ms=_ms(took), lock=_lock(cache))
+    yield _redis(settings, cache, answers)
     wechat = WeChat(settings.wechat)
     renewal = Renewal(wechat, cache, settings)
     outcome: Credential | SigningError
@@ -63,27 +68,28 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
         yield _redis(settings, cache, "")
     if isinstance(outcome, Credential):
         WxConfig(settings.wechat.appid, settings.jssdk).sign(SAMPLE_PAGE, outcome.value)
-        yield Finding("signature", True, f"made for {SAMPLE_PAGE}")
+        yield Finding(say("signature"), True, say("made for {page}", page=SAMPLE_PAGE))
 
 
 def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
     place, url = settings.redis.place, settings.redis.url
     if cache.state == "memory":
         text = "not set: a running server's credentials are its own, so WeChat is asked for others"
-        return Finding("Redis", True, text)
+        return Finding("Redis", True, say(text))
     if cache.trouble:
         return Finding("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
     if url is not None and url.kind == "sentinel":
-        place = f"Sentinel {url.service}, primary {cache.where()},"
+        sentinel = "Sentinel {service}, primary {where},"
+        place = say(sentinel, service=url.service, where=cache.where())
     elif url is not None and url.kind == "cluster":
-        place = f"Cluster, the keys on {cache.where()},"
+        place = say("Cluster, the keys on {where},", where=cache.where())
     return Finding("Redis", True, f"{place} {how}")
 
 
 def _lock(cache: Cache) -> str:
     with cache.lock(wait=0) as mine:
-        works = "lock works" if mine else "lock works (an instance has it just now)"
-    return f"{works}; {cache.loss}" if cache.loss else works
+        works = say("lock works") if mine else say("lock works (an instance has it just now)")
+    return say("{works}; {loss}", works=works, loss=cache.loss) if cache.loss else works
 
 
 def _access_token(
@@ -96,47 +102,75 @@ def _access_token(
     if isinstance(outcome, SigningError) and getattr(outcome, "endpoint", "") != "getticket":
         return Finding("access_token", False, outcome.what, outcome.advice)
     if token_api in wechat.took:
-        text = f"fetched by {token_api}{_in(wechat.took[token_api])}"
+        fetched, took = "fetched by {token_api} ({ms} ms)", _ms(wechat.took[token_api])
+        text = say(fetched, token_api=token_api, ms=took)
     elif cached is not None:
-        text = f"in the cache, {_left(cache, cached)}"
+        text = say("in the cache, expires in {left} s", left=_left(cache, cached))
     else:
-        text = "not in the cache, and not needed while the ticket is"
+        text = say("not in the cache, and not needed while the ticket is")
     return Finding("access_token", True, text)
 
 
 def _jsapi_ticket(cache: Cache, wechat: WeChat, outcome: Credential | SigningError) -> Finding:
     if isinstance(outcome, SigningError):
         return Finding("jsapi_ticket", False, outcome.what, outcome.advice)
-    took = wechat.took.get("getticket")
-    how = "in the cache" if took is None else f"fetched{_in(took)}"
-    return Finding("jsapi_ticket", True, f"{how}, {_left(cache, outcome)}")
+    left, took = _left(cache, outcome), wechat.took.get("getticket")
+    if took is None:
+        text = say("in the cache, expires in {left} s", left=left)
+    else:
+        text = say("fetched ({ms} ms), expires in {left} s", ms=_ms(took), left=left)
+    return Finding("jsapi_ticket", True, text)
 
 
 def _left(cache: Cache, credential: Credential) -> str:
-    return f"expires in {credential.expires - cache.clock():.0f} s"
+    return f"{credential.expires - cache.clock():.0f}"
 
 
-def _in(seconds: float) -> str:
-    return f" ({1000 * seconds:.0f} ms)"
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.0f}"
 
 
-def print_check(settings: Settings, cache: Cache, source: str) -> int:
-    """Every finding on a line, up to the first that is bad. The exit status: 1 where one is."""
+def print_check(settings: Settings, cache: Cache, config: Path | None) -> int:
+    """Every finding on a line, up to the first that is bad. The exit status: 1 where one is.
+    Without a file it is the sandbox, which nothing is foreseen for."""
     logging.disable(logging.ERROR)  # the findings say it
     wechat = settings.wechat
-    text = f"{source}: appid {wechat.appid}, {wechat.token_api} at {wechat.api}"
-    return print_findings(chain([Finding("settings", True, text)], check(settings, cache)))
+    text = say(
+        "{source}: appid {appid}, {token_api} at {api}",
+        source=config or say("the sandbox"),
+        appid=wechat.appid,
+        token_api=wechat.token_api,
+        api=wechat.api,
+    )
+    known = [Finding(say("settings"), True, text)]
+    for what, advice in foreseen(settings, config) if config else ():
+        known.append(Finding(say("safety"), True, what, advice))
+    return print_findings(chain(known, check(settings, cache)))
 
 
 def print_findings(findings: Iterable[Finding]) -> int:
-    """Each as it comes. The exit status: 1 where one is not ok."""
+    """Each as it comes. The exit status: 1 where one is not ok, or nobody reads on."""
     status = 0
     for finding in findings:
-        word = "ok  " if finding.ok else "FAIL"
+        word, colour = (say("ok"), 32) if finding.ok else (say("FAIL"), 31)
+        if finding.ok and finding.advice.en:
+            word, colour = say("note"), 33
+        word = _column(word, 4)
         if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-            word = f"\033[{32 if finding.ok else 31}m{word}\033[0m"
-        what_to_do = f"\n      What to do: {finding.advice}" if finding.advice.en else ""
-        text = printable(finding.text, LONGEST_LINE)
-        print(f"{word}  {finding.name:12}  {text}{what_to_do}", flush=True)
+            word = f"\033[{colour}m{word}\033[0m"
+        text = printable(str(said(finding.text)), LONGEST_LINE)
+        line = f"{word}  {_column(finding.name, 12)}  {text}"
+        if finding.advice.en:
+            line += "\n      " + say("What to do: {advice}", advice=finding.advice.said)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            return 1
         status = status if finding.ok else 1
     return status
+
+
+def _column(text: str, width: int) -> str:
+    """As wide as that on a terminal, where a Chinese character is two columns wide."""
+    wide = sum(east_asian_width(letter) in ("W", "F") for letter in text)
+    return text.ljust(width - wide)

@@ -22,6 +22,7 @@ from requests.adapters import HTTPAdapter
 from .deadline import Deadline, Overdue
 from .errors import WeChatRefused, WeChatUnreachable
 from .logs import redacted
+from .sentences import Sentence
 from .settings import WeChatSettings
 
 # What urllib3 logs has the whole URL in it, secret included.
@@ -119,12 +120,14 @@ class WeChat:
     def _grant(self, answer: dict[str, Any], name: str, *, endpoint: str) -> Grant:
         value, expires_in = answer.get(name), answer.get("expires_in", 0)
         if not is_credential(value):
-            raise WeChatUnreachable(f"it has no {name} in it", endpoint=endpoint)
+            raise WeChatUnreachable(
+                Sentence("it has no {name} in it", name=name), endpoint=endpoint
+            )
         if re.fullmatch("[0-9]{1,9}", str(expires_in)):  # a string by way of some gateways
             expires_in = int(expires_in)
         if type(expires_in) not in (int, float) or not SHORTEST_LIFE <= expires_in < math.inf:
-            cause = f"its expires_in is no number of seconds, {SHORTEST_LIFE} or more"
-            raise WeChatUnreachable(cause, endpoint=endpoint)
+            cause = "its expires_in is no number of seconds, {least} or more"
+            raise WeChatUnreachable(Sentence(cause, least=SHORTEST_LIFE), endpoint=endpoint)
         return Grant(str(value), expires_in)
 
     def _call(
@@ -138,12 +141,12 @@ class WeChat:
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
-            raise WeChatUnreachable("it is not JSON", endpoint=endpoint) from None
+            raise WeChatUnreachable(Sentence("it is not JSON"), endpoint=endpoint) from None
         if not isinstance(answer, dict):
-            raise WeChatUnreachable("it is not a JSON object", endpoint=endpoint)
+            raise WeChatUnreachable(Sentence("it is not a JSON object"), endpoint=endpoint)
         errcode = answer.get("errcode", 0)
         if type(errcode) is not int or abs(errcode) > LARGEST_ERRCODE:
-            raise WeChatUnreachable("its errcode is no number", endpoint=endpoint)
+            raise WeChatUnreachable(Sentence("its errcode is no number"), endpoint=endpoint)
         if errcode != 0:
             # A proxy's page might repeat what was sent, now or earlier.
             errmsg = redacted(str(answer.get("errmsg", "")), [self._settings.secret, *self._sent])
@@ -160,7 +163,8 @@ class WeChat:
             return self._deadline.call(call, session.cut)
         except Overdue:
             self._session = _Session()
-            cause = f"no whole answer within {2 * self._settings.timeout:g} s"
+            seconds = 2 * self._settings.timeout
+            cause = Sentence("no whole answer within {seconds:g} s", seconds=seconds)
             raise WeChatUnreachable(cause, endpoint=endpoint) from None
         except (OSError, ValueError) as error:  # of requests; ValueError: for an odd url
             # Its text, and that of its cause, has the whole URL in it, secret included.

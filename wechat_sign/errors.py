@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from .logs import printable
+from .sentences import Sentence, in_chinese
 
 
 class Advice(NamedTuple):
@@ -23,6 +24,11 @@ class Advice(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.en} / {self.zh}"
+
+    @property
+    def said(self) -> str:
+        """For whoever reads a terminal: in Chinese alone where that is Chinese."""
+        return self.zh if in_chinese() else str(self)
 
     def about(self, address: str) -> Advice:
         """With the address filled in, and words for it where it is not known."""
@@ -111,7 +117,13 @@ class WeChatRefused(SigningError):
         name = known.get(f"{errcode} {endpoint}", name)
         self.transient = errcode in _TRANSIENT or (errcode, endpoint) == (40001, "getticket")
         kind, advice = f"WeChat refused {endpoint} with errcode {errcode}", _advice(name)
-        super().__init__(f"{kind} ({self.errmsg})", advice.about(self.address), kind=kind)
+        what = Sentence(
+            "WeChat refused {endpoint} with errcode {errcode} ({errmsg})",
+            endpoint=endpoint,
+            errcode=errcode,
+            errmsg=self.errmsg,
+        )
+        super().__init__(what, advice.about(self.address), kind=kind)
         self.public_advice = advice.about("")
 
 
@@ -122,7 +134,9 @@ class WeChatUnreachable(SigningError):
 
     def __init__(self, cause: str, *, endpoint: str) -> None:
         kind = f"no usable answer from WeChat to {endpoint}"
-        super().__init__(f"{kind}: {cause}", _advice("unreachable"), kind=kind)
+        what = "no usable answer from WeChat to {endpoint}: {cause}"
+        what = Sentence(what, endpoint=endpoint, cause=cause)
+        super().__init__(what, _advice("unreachable"), kind=kind)
         self.endpoint = endpoint
 
 
@@ -133,7 +147,7 @@ class LockedElsewhere(SigningError):
 
     def __init__(self) -> None:
         what = "another instance holds the lock and is asking WeChat for the ticket"
-        super().__init__(what, _advice("locked elsewhere"))
+        super().__init__(Sentence(what), _advice("locked elsewhere"))
 
 
 class Unexpected(SigningError):
@@ -144,8 +158,9 @@ class Unexpected(SigningError):
 
     def __init__(self, error: Exception) -> None:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}, line {place.lineno}"
-        super().__init__(f"{type(error).__name__} in {where}", _advice("unexpected"))
+        name, file = type(error).__name__, Path(place.filename).name
+        what = Sentence("{name} in {file}, line {line}", name=name, file=file, line=place.lineno)
+        super().__init__(what, _advice("unexpected"))
 
 
 class Stopping(SigningError):

@@ -10,6 +10,8 @@ from typing import Final
 
 import idna
 
+from .sentences import say
+
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _NUMBER_AT_END: Final = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
 """What a browser takes for an IPv4 address."""
@@ -32,9 +34,9 @@ def page_host(text: str) -> str:
     else:
         right = _ipv4(host) if _NUMBER_AT_END.fullmatch(host) else host
     if right != host:
-        raise ValueError(f"browsers write it {right}" if right else _NO_HOST)
+        raise ValueError(say("browsers write it {right}", right=right) if right else say(_NO_HOST))
     if star and not re.search(r"\.[^.]*[a-z_-][^.]*$", host):
-        raise ValueError("after *. must come a domain with a dot in it, as in *.example.com")
+        raise ValueError(say("after *. must come a domain with a dot in it, as in *.example.com"))
     return star + host
 
 
@@ -47,16 +49,18 @@ def _in_ascii(host: str) -> str:
     with suppress(idna.IDNAError):
         new = idna.encode(host, uts46=True).decode()
     if new and old != new:
-        raise ValueError(f"browsers of today write it {new}, older ones did not: list that")
+        changed = "browsers of today write it {new}, older ones did not: list that"
+        raise ValueError(say(changed, new=new))
     if not new:
-        raise ValueError(f"{_NO_HOST}; one that is not ASCII as location.host has it, with xn--")
+        in_ascii = "{no_host}; one that is not ASCII as location.host has it, with xn--"
+        raise ValueError(say(in_ascii, no_host=say(_NO_HOST)))
     return new
 
 
 def _ipv4(host: str) -> str:
     with suppress(OSError):
         return str(IPv4Address(socket.inet_aton(host)))
-    raise ValueError("browsers take it for an IPv4 address, by its end, and it is none")
+    raise ValueError(say("browsers take it for an IPv4 address, by its end, and it is none"))
 
 
 def _ipv6(host: str) -> str:

@@ -28,6 +28,7 @@ from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 from tornado.netutil import bind_sockets
 
 from .errors import ConfigError
+from .sentences import say
 from .settings import Network, ServerSettings
 
 if sys.platform != "win32":
@@ -224,10 +225,14 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
         return bind_sockets(settings.port, settings.address, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"can't listen on {settings.address} port {settings.port}: {reason}. "
-            "Choose another with --address and --port, or in [server]"
-        ) from None
+        problem = say(
+            "can't listen on {address} port {port}: {reason}. "
+            "Choose another with --address and --port, or in [server]",
+            address=settings.address,
+            port=settings.port,
+            reason=reason,
+        )
+        raise ConfigError(problem) from None
 
 
 def take_handed_over(environ: MutableMapping[str, str], first: int = 3) -> list[socket.socket]:
@@ -249,13 +254,15 @@ def _listening(descriptor: int) -> socket.socket:
         listening = socket.socket(fileno=descriptor)
         listens = listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if not listens or listening.type != socket.SOCK_STREAM:
-            raise OSError("it is no stream socket that listens")
+            raise OSError(say("it is no stream socket that listens"))
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            f"can't listen on file descriptor {descriptor}, which LISTEN_FDS hands over: {reason}. "
-            "Give the unit's [Socket] a ListenStream, and no Accept=yes"
-        ) from None
+        problem = say(
+            "can't listen on file descriptor {descriptor}, which LISTEN_FDS hands over: {reason}. "
+            "Give the unit's [Socket] a ListenStream, and no Accept=yes",
+            descriptor=descriptor,
+            reason=error.strerror or str(error),
+        )
+        raise ConfigError(problem) from None
     listening.set_inheritable(False)
     listening.setblocking(False)
     return listening

@@ -7,33 +7,44 @@ import socket
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .errors import start_advice
+from .errors import Advice, start_advice
 from .process import is_loopback
+from .sentences import Sentence
 from .settings import Settings, secrets_in
 
 
 def warnings_for(
     settings: Settings, config: Path, listening: Iterable[socket.socket]
 ) -> Iterator[str]:
-    """For each thing a sentence, with what to do about it."""
-    if not settings.jssdk.page_hosts and any(map(_is_public, listening)):
-        yield _warning("page_hosts", "any page is signed with this account")
+    """For each thing a sentence for the log, with what to do about it."""
+    for what, advice in _risks(settings, config, public=any(map(_is_public, listening))):
+        yield f"{what}. What to do: {advice}"
+
+
+def foreseen(settings: Settings, config: Path) -> Iterator[tuple[str, Advice]]:
+    """The same before anything listens, by the address that the settings name."""
+    return _risks(settings, config, public=not _is_this_host(settings.server.address))
+
+
+def _risks(settings: Settings, config: Path, *, public: bool) -> Iterator[tuple[str, Advice]]:
+    if public and not settings.jssdk.page_hosts:
+        yield Sentence("any page is signed with this account"), start_advice("page_hosts")
     api = urlsplit(settings.wechat.api)
     if api.scheme == "http" and not _is_this_host(api.hostname or ""):
-        yield _warning("api", "the secret goes to WeChat unencrypted")
+        yield Sentence("the secret goes to WeChat unencrypted"), start_advice("api")
     secrets = secrets_in(config) if _anybody_may_read(config) else []
     if secrets:
-        names = " and ".join(secrets)
-        yield _warning("mode", f"every user of this host may read {names} in {config}")
+        names = reduce(
+            lambda one, other: Sentence("{one} and {other}", one=one, other=other), secrets
+        )
+        what = "every user of this host may read {names} in {config}"
+        yield Sentence(what, names=names, config=config), start_advice("mode")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        yield _warning("root", "the server runs as root")
-
-
-def _warning(name: str, what: str) -> str:
-    return f"{what}. What to do: {start_advice(name)}"
+        yield Sentence("the server runs as root"), start_advice("root")
 
 
 def _is_public(listening: socket.socket) -> bool:

@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from .errors import ConfigError
 from .hosts import page_host
 from .logs import printable
+from .sentences import say
 
 GRANTED_LIFE: Final = 7200
 """The longest life, in seconds, that WeChat grants a token or a ticket."""
@@ -39,7 +40,7 @@ _PERHAPS_A_SECRET: Final = re.compile(r".*([0-9a-fA-F]{32}|[=@]).*|[^.]{32,}", r
 
 def _text(text: str) -> str:
     if re.search(r"\s", text):
-        raise ValueError("may not contain whitespace (a comment needs a line of its own)")
+        raise ValueError(say("may not contain whitespace (a comment needs a line of its own)"))
     return text
 
 
@@ -47,13 +48,14 @@ def _number(kind: Callable[[str], float], low: float, high: float, text: str) ->
     with suppress(ValueError):
         if low <= (number := kind(text)) <= high:
             return number
-    whole = "whole " if kind is int else ""
-    raise ValueError(f"must be a {whole}number from {low} to {high}")
+    if kind is int:
+        raise ValueError(say("must be a whole number from {low} to {high}", low=low, high=high))
+    raise ValueError(say("must be a number from {low} to {high}", low=low, high=high))
 
 
 def _choice(choices: Mapping[str, Any], text: str) -> Any:
     if text.lower() not in choices:
-        raise ValueError(f"must be one of {', '.join(choices)}")
+        raise ValueError(say("must be one of {choices}", choices=", ".join(choices)))
     return choices[text.lower()]
 
 
@@ -63,7 +65,7 @@ _PAGE: Final = {**configparser.ConfigParser.BOOLEAN_STATES, "address": "address"
 
 def _appid(text: str) -> str:
     if not re.fullmatch(r"[\w-]+", text):
-        raise ValueError("must be an appid, like wx and 16 letters and digits")
+        raise ValueError(say("must be an appid, like wx and 16 letters and digits"))
     return text
 
 
@@ -74,7 +76,7 @@ def _api(text: str) -> str:
         plain = url.username is None and not url.query and not url.fragment
         if web and plain and not SECRET.search(text):
             return text.rstrip("/")
-    raise ValueError("must be a plain url, like https://api.weixin.qq.com")
+    raise ValueError(say("must be a plain url, like https://api.weixin.qq.com"))
 
 
 _NODE: Final = r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?"
@@ -102,16 +104,20 @@ def _redis_url(text: str) -> RedisUrl:
     match = _UNIX_URL.fullmatch(_text(text)) or _REDIS_URL.fullmatch(text)
     if match is None:
         raise ValueError(
-            "must be like redis://:PASSWORD@127.0.0.1:6379/0, rediss://… (TLS), "
-            "unix:///run/redis.sock, redis+sentinel://HOST:26379,HOST:26379/SERVICE or "
-            f"redis+cluster://HOST:6379,HOST:6379; {_ESCAPED}"
+            say(
+                "must be like redis://:PASSWORD@127.0.0.1:6379/0, rediss://… (TLS), "
+                "unix:///run/redis.sock, redis+sentinel://HOST:26379,HOST:26379/SERVICE or "
+                "redis+cluster://HOST:6379,HOST:6379; {escaped}",
+                escaped=say(_ESCAPED),
+            )
         )
     login = match["login"] or ""
     place = text.replace(login, "", 1).partition("?")[0]
     if _BAD_PERCENT.search(login):
-        raise ValueError(f"has a % that two hex digits do not follow; {_ESCAPED}, so % as %25")
+        wrong = "has a % that two hex digits do not follow; {escaped}, so % as %25"
+        raise ValueError(say(wrong, escaped=say(_ESCAPED)))
     if SECRET.search(place):
-        raise ValueError("has a secret where no password is: that stands before an @")
+        raise ValueError(say("has a secret where no password is: that stands before an @"))
     if match.re is _UNIX_URL:
         return RedisUrl("", (text,), "", place)
     kind, nodes = match["kind"] or "", match["nodes"].split(",")
@@ -120,11 +126,13 @@ def _redis_url(text: str) -> RedisUrl:
         service, _, db = path[1:].partition("/")
         path = f"/{db}"
         if not service:
-            raise ValueError("must end with the service: redis+sentinel://HOST:26379/SERVICE")
+            raise ValueError(say("must end with the service: redis+sentinel://HOST:26379/SERVICE"))
     elif len(nodes) > 1 and not kind:
-        raise ValueError("several hosts need redis+sentinel://… or redis+cluster://…")
+        raise ValueError(say("several hosts need redis+sentinel://… or redis+cluster://…"))
     if not re.fullmatch(r"(/0?)?" if kind == "cluster" else r"(/\d*)?", path):
-        raise ValueError("must end with the number of a database (in a Cluster, 0), or without")
+        raise ValueError(
+            say("must end with the number of a database (in a Cluster, 0), or without")
+        )
     path = "" if kind == "cluster" else path
     urls = tuple(f"{match['tls']}://{login}{node}{path}{query}" for node in nodes)
     return RedisUrl(kind, urls, service, place)
@@ -132,11 +140,13 @@ def _redis_url(text: str) -> RedisUrl:
 
 def _host(text: str) -> str:
     if re.search("[@/,]", text):
-        raise ValueError("must be a host alone; a url is given as url, and so are several")
+        raise ValueError(say("must be a host alone; a url is given as url, and so are several"))
     if ":" in text and not _is_ipv6(text):
         raise ValueError(
-            "must be a host alone (an IPv6 address without brackets); "
-            "the port is an option of its own"
+            say(
+                "must be a host alone (an IPv6 address without brackets); "
+                "the port is an option of its own"
+            )
         )
     return _text(text)
 
@@ -156,24 +166,30 @@ def _item(parse: Callable[[str], T], text: str, place: int) -> T:
     """Raises ValueError that names the item, or its place where it may be a secret."""
     try:
         if SECRET.fullmatch(text):
-            raise ValueError(_LIKE_THE_SECRET)
+            raise ValueError(say(_LIKE_THE_SECRET))
         return parse(text)
     except ValueError as reason:
         hidden = _PERHAPS_A_SECRET.fullmatch(text)
-        shown = f"item {place}" if hidden else printable(text, _NAME_SHOWN)
+        shown = say("item {place}", place=place) if hidden else printable(text, _NAME_SHOWN)
         raise ValueError(f"{shown}: {reason}") from None
 
 
-def _name(pattern: str, what: str, text: str) -> str:
-    if not re.fullmatch(pattern, text):
-        raise ValueError(f"must be the name of {what}")
+def _js_api(text: str) -> str:
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", text):
+        raise ValueError(say("must be the name of a JS API"))
+    return text
+
+
+def _open_tag(text: str) -> str:
+    if not re.fullmatch("wx-[a-z-]+", text):
+        raise ValueError(say("must be the name of an open tag, like wx-open-launch-weapp"))
     return text
 
 
 def _network(text: str) -> Network:
     with suppress(ValueError):
         return ip_network(text)
-    raise ValueError("must be an IP address or a network, like 10.0.0.5 or 10.0.0.0/8")
+    raise ValueError(say("must be an IP address or a network, like 10.0.0.5 or 10.0.0.0/8"))
 
 
 def option(default: Any = MISSING, parse: Callable[[str], Any] = _text, environ: str = "") -> Any:
@@ -243,12 +259,9 @@ class JssdkSettings:
 
     debug: bool = option(True, _boolean)
     js_api_list: tuple[str, ...] = option(
-        ("updateAppMessageShareData", "updateTimelineShareData"),
-        partial(_list, partial(_name, "[A-Za-z][A-Za-z0-9]*", "a JS API")),
+        ("updateAppMessageShareData", "updateTimelineShareData"), partial(_list, _js_api)
     )
-    open_tag_list: tuple[str, ...] = option(
-        (), partial(_list, partial(_name, "wx-[a-z-]+", "an open tag, like wx-open-launch-weapp"))
-    )
+    open_tag_list: tuple[str, ...] = option((), partial(_list, _open_tag))
     page_hosts: tuple[str, ...] = option((), partial(_list, page_host))
 
 
@@ -361,11 +374,14 @@ def _contradictions(settings: Settings) -> list[str]:
     given = settings.redis
     problems = []
     if settings.access_token_key == settings.jsapi_ticket_key:
-        problems.append("[redis] access_token_key and jsapi_ticket_key are the same; use two keys")
+        same = "[redis] access_token_key and jsapi_ticket_key are the same; use two keys"
+        problems.append(say(same))
     if given.url and given.host:
-        problems.append("[redis] url (or REDIS_URL) and host are both given; keep one")
+        problems.append(say("[redis] url (or REDIS_URL) and host are both given; keep one"))
     elif given.url and (given.port, given.db, given.tls) != (6379, 0, False):
-        problems.append("[redis] port, db and tls go with host; with url they are part of that")
+        problems.append(
+            say("[redis] port, db and tls go with host; with url they are part of that")
+        )
     return problems
 
 
@@ -378,38 +394,45 @@ def _parse(
         interpolation=None, default_section="", empty_lines_in_values=False
     )
     lines: dict[tuple[str, str], int] = {}
-    problems: list[str] = []
+    problem, problems = "", []
     try:
         text = path.read_text(encoding="utf-8-sig")
         parser.read_file(_numbered(text, parser, lines))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file. Copy config.example.ini to {path} and fill in appid and "
-            "secret, or try the server without an account: python server.py --sandbox"
-        ) from None
+        problem = say(
+            "no such file. Copy config.example.ini to {path} and fill in appid and secret, or "
+            "try the server without an account: python server.py --sandbox",
+            path=path,
+        )
     except PermissionError:
-        hint = "chown it to User= of the systemd unit, or to whoever starts the server"
-        raise ConfigError(f"{path}: is not readable for this user: {hint}") from None
+        problem = say(
+            "is not readable for this user: chown it to User= of the systemd unit, or to "
+            "whoever starts the server"
+        )
     except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+        problem = say("can't be read: {reason}", reason=error.strerror)
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+        problem = say("is not UTF-8 text; save it as UTF-8")
     except configparser.DuplicateSectionError as error:
         known = error.section in get_type_hints(Settings)
-        name = f"[{error.section}]" if known else "this section"
-        place = f"{path}: line {error.lineno}"
-        raise ConfigError(f"{place}: {name} is given twice; join the two") from None
+        name = f"[{error.section}]" if known else say("this section")
+        twice = "line {line}: {name} is given twice; join the two"
+        problem = say(twice, line=error.lineno, name=name)
     except configparser.DuplicateOptionError as error:
         schema = get_type_hints(Settings).get(error.section)
         known = schema is not None and error.option in _options(schema)
-        name = f"[{error.section}] {error.option}" if known else "this option"
-        place = f"{path}: line {error.lineno}"
-        raise ConfigError(f"{place}: {name} is given twice; keep one") from None
+        name = f"[{error.section}] {error.option}" if known else say("this option")
+        twice = "line {line}: {name} is given twice; keep one"
+        problem = say(twice, line=error.lineno, name=name)
     except configparser.MissingSectionHeaderError as error:
-        place = f"{path}: line {error.lineno}"
-        raise ConfigError(f"{place}: a [section] must come before the first option") from None
+        line = error.lineno
+        problem = say("line {line}: a [section] must come before the first option", line=line)
     except configparser.ParsingError as error:
-        problems = [f"line {line}: is not option = value" for line, _ in error.errors]
+        problems = [
+            say("line {line}: is not option = value", line=line) for line, _ in error.errors
+        ]
+    if problem:
+        raise ConfigError(f"{path}: {problem}")
     return {name: dict(parser[name]) for name in parser.sections()}, lines, problems
 
 
@@ -447,18 +470,23 @@ def _value(option: Field[Any], text: str) -> Any:
     """The option's value. Raises ValueError with a sentence that begins with its name."""
     name, variable = option.name, option.metadata["environ"]
     if not text.isprintable() and re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"{name}: is not UTF-8 text (see the environment variable {variable})")
+        problem = say(
+            "is not UTF-8 text (see the environment variable {variable})", variable=variable
+        )
+        raise ValueError(f"{name}: {problem}")
+    if not text and option.default is MISSING and variable:
+        missing = "{name} is required: fill it in (or set the environment variable {variable})"
+        raise ValueError(say(missing, name=name, variable=variable))
     if not text and option.default is MISSING:
-        elsewhere = f" (or set the environment variable {variable})" if variable else ""
-        raise ValueError(f"{name} is required: fill it in{elsewhere}")
+        raise ValueError(say("{name} is required: fill it in", name=name))
     if not text:
         return option.default
     if "\n" in text and not isinstance(option.default, tuple):
         # Not shown: what it swallowed may be the line of the secret.
-        hint = "is the line below it indented by mistake?"
-        raise ValueError(f"{name}: runs over several lines; {hint}")
+        problem = say("runs over several lines; is the line below it indented by mistake?")
+        raise ValueError(f"{name}: {problem}")
     if not variable and SECRET.fullmatch(text):
-        raise ValueError(f"{name}: {_LIKE_THE_SECRET}")
+        raise ValueError(f"{name}: {say(_LIKE_THE_SECRET)}")
     try:
         return option.metadata["parse"](text)
     except ValueError as reason:
@@ -473,17 +501,23 @@ def _unknown(
 ) -> list[str]:
     """A problem for each name that is not known: of a section's options, or of sections where
     it is "". Only one that resembles a known name is shown; another may be a secret."""
-    what, where = ("option", f" in [{section}]") if section else ("section", "")
     problems = []
     for name in names:
         if name in known or not name:  # without a name, it was told already
             continue
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
-        if close:
-            shown = printable(name, _NAME_SHOWN)
-            place = f"[{section}] {shown}" if section else f"[{shown}]"
-            problems.append(f"{place}: unknown {what}; did you mean {close[0]}?")
+        shown, listed = printable(name, _NAME_SHOWN), ", ".join(known)
+        if close and section:
+            problem = say("unknown option; did you mean {close}?", close=close[0])
+            problems.append(f"[{section}] {shown}: {problem}")
+        elif close:
+            problem = say("unknown section; did you mean {close}?", close=close[0])
+            problems.append(f"[{shown}]: {problem}")
+        elif section:
+            unknown = "line {line}: unknown option in [{section}]; known are {known}"
+            line = lines[section, name]
+            problems.append(say(unknown, line=line, section=section, known=listed))
         else:
-            line = lines[(section, name) if section else (name, "")]
-            problems.append(f"line {line}: unknown {what}{where}; known are {', '.join(known)}")
+            unknown = "line {line}: unknown section; known are {known}"
+            problems.append(say(unknown, line=lines[name, ""], known=listed))
     return problems

@@ -29,6 +29,7 @@ from .clock import Clock
 from .credentials import Credential, is_credential
 from .deadline import Overdue
 from .errors import ConfigError
+from .sentences import Sentence, say
 from .settings import GRANTED_LIFE, SECRET, RedisSettings, RedisUrl, Settings
 
 log = logging.getLogger(__name__)
@@ -92,11 +93,12 @@ def connect(settings: RedisSettings) -> Callable[[], Client]:
             given.setdefault("ssl_check_hostname", True)
         for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
             if name in given and not Path(given[name]).is_file():
-                raise ValueError(f"{name}: there is no such file")
+                raise ValueError(say("{name}: there is no such file", name=name))
         make: Callable[[], Client] = _CLIENTS[url.kind](url.service, nodes, given)
         return make
     except (TypeError, ValueError, AttributeError, redis.RedisError) as error:
-        raise ConfigError(f"[redis] url, after the ?: {_what_is_wrong(error, url)}") from None
+        problem = _what_is_wrong(error, url)
+        raise ConfigError(say("[redis] url, after the ?: {problem}", problem=problem)) from None
 
 
 def _what_is_wrong(error: Exception, url: RedisUrl) -> str:
@@ -105,7 +107,7 @@ def _what_is_wrong(error: Exception, url: RedisUrl) -> str:
     words = str(error).rpartition("() ")[2]
     values = [value for _, value in parse_qsl(urlsplit(url.nodes[0]).query)]
     if SECRET.search(words) or any(value in words for value in values if len(value) > 3):
-        return "redis-py does not take an option that is there, or its value"
+        return say("redis-py does not take an option that is there, or its value")
     return words
 
 
@@ -406,7 +408,7 @@ class RedisStore:
     def _scripts_work(self) -> bool | None:
         """Whether a script sees, with each of the keys, the lock that was just set. It does not
         where scripts are not permitted or not known, and where the keys are not on one server."""
-        reason = "the keys are not on one server"
+        reason: str = Sentence("the keys are not on one server")
         for key in (
             self._ticket_key,
             self._token_key,
@@ -424,8 +426,9 @@ class RedisStore:
                 if isinstance(error, redis.ResponseError):
                     reason = words_of(error)
             if there != self._lock_token.encode():
-                self.loss = (
-                    f"without scripts ({reason}) an answer that comes late may replace a newer one"
+                self.loss = Sentence(
+                    "without scripts ({reason}) an answer that comes late may replace a newer one",
+                    reason=reason,
                 )
                 self._warn(f"Redis is shared, but {self.loss}")
                 return False
