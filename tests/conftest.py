@@ -21,9 +21,7 @@ from browser import (
 )
 from harness import MovedClock, RedisServer, Sandbox, Server, Start, assert_no_credential, write_ini
 
-os.environ["LC_ALL"] = (
-    "C.UTF-8"  # what is printed is compared, and it is Chinese in a Chinese locale
-)
+os.environ["LC_ALL"] = "C.UTF-8"  # in a Chinese locale the program speaks Chinese
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from harness import (
     Fault,
     RedisServer,
     Sandbox,
+    Server,
     Start,
     fetch,
     run_check,
@@ -20,7 +22,8 @@ from harness import (
 
 
 class Check:
-    """Runs `--check` against the sandbox; what it prints may have no credential in it."""
+    """Runs `--check` against the sandbox; what it prints may have no credential in it. Its lines
+    are given without the notes, which tell of the host that the tests run on."""
 
     def __init__(self, wechat: Sandbox, folder: Path) -> None:
         self.wechat = wechat
@@ -28,7 +31,7 @@ class Check:
 
     def __call__(self, *lines: str) -> tuple[int, list[str]]:
         status, said = run_check(self.wechat, self.ini, *lines)
-        return status, said.splitlines()
+        return status, re.sub("(?m)^note .*\n .*\n", "", said).splitlines()
 
 
 @pytest.fixture
@@ -169,6 +172,40 @@ def test_a_wrong_ini_file_is_a_step_that_failed(check: Check) -> None:
     status, lines = check("timeout = soon", "[redis]", "port = x")
     assert status == 1
     assert names(lines) == ["FAIL settings", "FAIL settings"]
+
+
+def test_what_is_less_safe_than_it_could_be_is_a_note(wechat: Sandbox, tmp_path: Path) -> None:
+    ini = tmp_path / "check.ini"
+    ini.touch(0o644)
+    status, said = run_check(wechat, ini)
+    assert status == 0
+    lines = said.splitlines()
+    assert lines[0].startswith("ok    settings ")
+    assert lines[1] == "note  safety        any page is signed with this account"
+    assert lines[2].startswith("      What to do: list the hosts of your pages in page_hosts")
+    assert lines[3] == f"note  safety        every user of this host may read secret in {ini}"
+    assert lines[4].startswith("      What to do: chmod 600 the file")
+
+    ini.chmod(0o600)
+    status, said = run_check(wechat, ini, "[server]", "address = 127.0.0.1", "[redis]", "host = -")
+    assert status == 1
+    assert "any page is signed" not in said
+    assert "every user of this host" not in said
+
+
+def test_the_sandbox_is_not_noted_about() -> None:
+    checked = Server("--sandbox", "--check", "--address", "0.0.0.0")
+    assert checked.wait() == 0
+    assert names(checked.output.splitlines()) == ALL
+
+
+def test_where_nobody_reads_on_it_ends_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "server.py"), "--sandbox", "--check"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def test_it_is_coloured_on_a_terminal_unless_no_color_is_set() -> None:

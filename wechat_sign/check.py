@@ -102,8 +102,8 @@ def _access_token(
     if isinstance(outcome, SigningError) and getattr(outcome, "endpoint", "") != "getticket":
         return Finding("access_token", False, outcome.what, outcome.advice)
     if token_api in wechat.took:
-        fetched, took = "fetched by {token_api} ({ms} ms)", _ms(wechat.took[token_api])
-        text = say(fetched, token_api=token_api, ms=took)
+        fetched = "fetched by {token_api} ({ms} ms)"
+        text = say(fetched, token_api=token_api, ms=_ms(wechat.took[token_api]))
     elif cached is not None:
         text = say("in the cache, expires in {left} s", left=_left(cache, cached))
     else:
@@ -161,7 +161,7 @@ def print_findings(findings: Iterable[Finding]) -> int:
         text = printable(str(said(finding.text)), LONGEST_LINE)
         line = f"{word}  {_column(finding.name, 12)}  {text}"
         if finding.advice.en:
-            line += "\n      " + say("What to do: {advice}", advice=finding.advice.said)
+            line += "\n      " + say("What to do: {advice}", advice=finding.advice)
         try:
             print(line, flush=True)
         except BrokenPipeError:

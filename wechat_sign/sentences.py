@@ -112,9 +112,11 @@ CHINESE: Final = {
     "can't be read: {reason}": "无法读取：{reason}",
     "is not UTF-8 text; save it as UTF-8": "不是 UTF-8 文本，请另存为 UTF-8",
     "line {line}: {name} is given twice; join the two": (
-        "第 {line} 行：{name} 重复出现，请将两处合并"
+        "第 {line} 行：重复出现（{name}），请将两处合并"
     ),
-    "line {line}: {name} is given twice; keep one": "第 {line} 行：{name} 重复填写，请只保留一处",
+    "line {line}: {name} is given twice; keep one": (
+        "第 {line} 行：重复填写（{name}），请只保留一处"
+    ),
     "this section": "该节",
     "this option": "该选项",
     "line {line}: a [section] must come before the first option": (

@@ -394,7 +394,8 @@ def _parse(
         interpolation=None, default_section="", empty_lines_in_values=False
     )
     lines: dict[tuple[str, str], int] = {}
-    problem, problems = "", []
+    problems: list[str] = []
+    problem = ""
     try:
         text = path.read_text(encoding="utf-8-sig")
         parser.read_file(_numbered(text, parser, lines))
