@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import Formatter
 from unicodedata import east_asian_width
@@ -123,7 +123,7 @@ def failed() -> Exception:
         return error
 
 
-ERRORS = [
+ERRORS: list[Callable[[], SigningError]] = [
     lambda: WeChatRefused(40164, "invalid ip 203.0.113.7, {not} in whitelist", endpoint="token"),
     lambda: WeChatUnreachable(Sentence("it is not JSON"), endpoint="token"),
     lambda: WeChatUnreachable("ConnectionError (Connection refused)", endpoint="token"),
@@ -136,11 +136,11 @@ ERRORS = [
 def test_an_error_is_english_for_the_log_and_chinese_for_the_terminal(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    english: SigningError = ERRORS[number]()
+    english = ERRORS[number]()
     assert said(english.what) == english.what
     assert said(english.advice) == str(english.advice)
     monkeypatch.setenv("LC_ALL", ZH)
-    chinese: SigningError = ERRORS[number]()
+    chinese = ERRORS[number]()
     assert HAN.search(str(said(chinese.what)))
     assert said(chinese.advice) == chinese.advice.zh
     assert re.sub(r"line \d+", "", str(chinese)) == re.sub(r"line \d+", "", str(english))
