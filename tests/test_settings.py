@@ -142,6 +142,9 @@ def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path
     ("text", "problem"),
     [
         ("[wechat]\nappid = wx/1\nsecret = s", "must be an appid"),
+        ("[wechat]\nappid = gh_0123456789ab\nsecret = s", "the appid begins with wx"),
+        ('[wechat]\nappid = wx1\nsecret = "s3cr3t"', "secret: is in quotes"),
+        (ACCOUNT + "[jssdk]\npage_hosts = 'a.com'", "page_hosts: is in quotes"),
         ("appid = wx1", "line 1: a [section] must come before the first option"),
         (ACCOUNT + "nonsense", "line 4: is not option = value"),
         (ACCOUNT + "appid = wx2", "line 4: [wechat] appid is given twice; keep one"),

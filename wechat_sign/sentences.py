@@ -154,6 +154,10 @@ CHINESE: Final = {
     "must be an appid, like wx and 16 letters and digits": (
         "必须是 AppID，形如 wx 加 16 位字母和数字"
     ),
+    "is the account's 原始ID; the appid begins with wx": "是公众号的原始 ID，AppID 以 wx 开头",
+    "is in quotes, which would be part of it; leave them out": (
+        "带有引号，引号会成为值的一部分，请去掉"
+    ),
     "must be a plain url, like https://api.weixin.qq.com": (
         "必须是不带用户名和参数的 url，例如 https://api.weixin.qq.com"
     ),

@@ -64,6 +64,8 @@ _PAGE: Final = {**configparser.ConfigParser.BOOLEAN_STATES, "address": "address"
 
 
 def _appid(text: str) -> str:
+    if text.startswith("gh_"):
+        raise ValueError(say("is the account's 原始ID; the appid begins with wx"))
     if not re.fullmatch(r"[\w-]+", text):
         raise ValueError(say("must be an appid, like wx and 16 letters and digits"))
     return text
@@ -488,6 +490,9 @@ def _value(option: Field[Any], text: str) -> Any:
         raise ValueError(f"{name}: {problem}")
     if not variable and SECRET.fullmatch(text):
         raise ValueError(f"{name}: {say(_LIKE_THE_SECRET)}")
+    if text[0] == text[-1] and text[0] in "\"'" and option.metadata["parse"] is not str:
+        problem = say("is in quotes, which would be part of it; leave them out")
+        raise ValueError(f"{name}: {problem}")
     try:
         return option.metadata["parse"](text)
     except ValueError as reason:
