@@ -90,6 +90,7 @@ def test_redis_gone_and_back_under_load_costs_no_request(
         thread.start()
     own_redis.kill() if fault == "killed" else own_redis.pause()
     running.says("going on without")
+    running.says({"killed": "start Redis, or correct", "paused": "whether Redis hangs"}[fault])
     own_redis.start() if fault == "killed" else own_redis.resume()
     running.says("works again")
     eventually("Redis has the ticket", lambda: own_redis.run("GET", TICKET_KEY) == wechat.ticket)

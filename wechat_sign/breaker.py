@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from .clock import Clock
+from .errors import redis_advice
 from .logs import printable
 
 log = logging.getLogger(__name__)
@@ -61,5 +62,9 @@ class CircuitBreaker:
 
     def _failed(self, what: str, cause: str) -> None:
         if what not in self.trouble:
-            log.warning("%s at %s fails, going on without: %s", what, self._place, cause)
+            advice = redis_advice(cause)
+            log.warning(
+                "%s at %s fails, going on without: %s. What to do: %s",
+                *(what, self._place, cause, advice),
+            )
         self.trouble[what] = cause
