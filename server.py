@@ -23,6 +23,7 @@ import sys
 import time
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -494,8 +495,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def complain(error: ConfigError) -> None:
-    for problem in error.problems:
-        print(printable(problem, LONGEST_LINE), file=sys.stderr)
+    with suppress(OSError):  # the exit status says it, too
+        for problem in error.problems:
+            print(printable(problem, LONGEST_LINE), file=sys.stderr)
 
 
 def announce(settings: Settings, sockets: list[socket.socket]) -> None:

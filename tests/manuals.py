@@ -35,7 +35,8 @@ ELSEWHERE = {
     "": "test_redis_kinds.py",
 }
 """Which tests take a block for themselves."""
-MACHINE = "useradd() { echo $*; }; systemctl() { echo $*; }; chown() { [ -e $2 ]; }"
+MACHINE = "useradd() { echo $*; }; systemctl() { echo $*; }; chown() { [ -e $2 ]; }; "
+MACHINE += 'runuser() { shift 3; "$@"; }'
 """What only a whole machine has, for a shell."""
 
 
@@ -43,19 +44,21 @@ MACHINE = "useradd() { echo $*; }; systemctl() { echo $*; }; chown() { [ -e $2 ]
 class Block:
     """A fenced block of a manual."""
 
+    indent: int
     language: str
     text: str
 
     @property
     def code(self) -> str:
-        """Without comments."""
-        return re.sub(r"(?m)^ *#.*\n", "", self.text)
+        """Without comments, but for one that names a file."""
+        return re.sub(r"(?m)^ *#(?! /).*\n", "", self.text)
 
 
 def blocks_of(manual: str) -> list[Block]:
     """All of a manual's, in order."""
-    found = re.findall(r"(?ms)^ *```(\w*)\n(.*?)^ *```$", manual)
-    return [Block(language, textwrap.dedent(text)) for language, text in found]
+    found = re.findall(r"(?ms)^( *)```(\w*)\n(.*?)^ *```$", manual)
+    assert 2 * len(found) == len(re.findall("(?m)^ *(?:```|~~~)", manual)), "an odd block"
+    return [Block(len(indent), language, textwrap.dedent(text)) for indent, language, text in found]
 
 
 def clone_to(folder: Path) -> None:

@@ -125,10 +125,13 @@ def test_a_refusal_while_the_ticket_serves_on_is_told(
     assert names(lines)[-2] == "FAIL access_token"
 
 
-@pytest.fixture(params=["refused", "password", "no password", "hangs", "TLS", "name"])
+@pytest.fixture(
+    params=["refused", "password", "no password", "needless password", "hangs", "TLS", "name"]
+)
 def broken(request: pytest.FixtureRequest) -> Iterator[tuple[list[str], str]]:
     """Lines for [redis], and words of the advice."""
-    server = RedisServer("--requirepass", "right")
+    needs = [] if request.param == "needless password" else ["--requirepass", "right"]
+    server = RedisServer(*needs)
     port = f"port = {server.port}"
     if request.param == "refused":
         server.kill()
@@ -138,6 +141,7 @@ def broken(request: pytest.FixtureRequest) -> Iterator[tuple[list[str], str]]:
         "refused": ([port], "start Redis, or correct host and port"),
         "password": ([port, "password = wr0ng"], "correct password"),
         "no password": ([port], "correct password"),
+        "needless password": ([port, "password = wr0ng"], "this Redis has no password"),
         "hangs": ([port], "whether Redis hangs"),
         "TLS": ([port, "tls = yes"], "tls in [redis]"),
         "name": (["host = no.such.host.invalid"], "not known to DNS"),

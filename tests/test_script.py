@@ -14,6 +14,7 @@ import pytest
 from browser import KINDS, NPM, WEIXIN_COMMONJS, Phone, Signing, Site, npm_file
 from conftest import OpenPhone
 from harness import ROOT, Fault, Sandbox, Start, eventually, unavailable
+from manuals import MANUALS
 
 SCRIPT = (ROOT / "wechat_sign" / "wechat-sign.js").read_text(encoding="utf-8")
 ACORN = ("acorn@8.14.0", "dist/acorn.js")
@@ -883,14 +884,15 @@ class TestUrls:
 
 
 def snippets() -> list[str]:
-    """What README has for people to paste."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    return [
-        text for text in re.findall("```html\n(.*?)```", readme, re.DOTALL) if "wechatSign" in text
+    """What each manual has for people to paste."""
+    blocks = [
+        re.findall("```html\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+        for name in MANUALS
     ]
+    return [text for [text] in blocks]
 
 
-class TestTheSnippetOfTheReadme:
+class TestTheSnippetOfTheManuals:
     @pytest.mark.parametrize("number", [0, 1])
     @pytest.mark.parametrize("kind", ["iOS", "Android", "HarmonyOS"])
     def test_it_shares_each_route_as_it_is(

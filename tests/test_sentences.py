@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import Formatter
@@ -318,3 +322,26 @@ def test_in_a_chinese_locale_the_log_stays_english_with_advice_in_both(
     output = running.says(line)
     assert "What to do: add 203.0.113.7 to the account's IP whitelist" in output
     assert "请把 203.0.113.7 加入 IP白名单" in output
+
+
+@pytest.mark.parametrize(
+    ("encoding", "word"), [("utf-8", "通过"), ("gbk", "通过"), ("ascii", "ok"), ("latin-1", "ok")]
+)
+def test_where_chinese_can_not_be_written_it_is_english(encoding: str, word: str) -> None:
+    command = [sys.executable, str(ROOT / "server.py"), "--sandbox", "--check"]
+    environ = {**os.environ, "LC_ALL": ZH, "PYTHONIOENCODING": encoding}
+    said = subprocess.check_output(command, env=environ).decode(encoding)
+    assert said.startswith(word)
+
+
+@pytest.mark.parametrize("closed", [">&-", ">/dev/full"])
+def test_a_check_that_nobody_can_read_ends_without_a_traceback(closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} server.py --sandbox --check {closed}"
+    done = subprocess.run(
+        ["bash", "-c", command],  # noqa: S607
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (int("full" in closed), "")

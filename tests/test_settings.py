@@ -84,7 +84,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     js_api_list = scanQRCode,getLocation
         chooseImage
     open_tag_list = wx-open-launch-app
-    page_hosts = H5.example.com, *.例子.com, [::1]
+    page_hosts = H5.example.com， *.例子.com、[::1]
     [server]
     address = ::1
     port = 4

@@ -156,7 +156,7 @@ def print_findings(findings: Iterable[Finding]) -> int:
         if finding.ok and finding.advice.en:
             word, colour = say("note"), 33
         word = _column(word, 4)
-        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        if sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
             word = f"\033[{colour}m{word}\033[0m"
         text = printable(str(said(finding.text)), LONGEST_LINE)
         line = f"{word}  {_column(finding.name, 12)}  {text}"
@@ -164,7 +164,7 @@ def print_findings(findings: Iterable[Finding]) -> int:
             line += "\n      " + say("What to do: {advice}", advice=finding.advice)
         try:
             print(line, flush=True)
-        except BrokenPipeError:
+        except OSError:
             return 1
         status = status if finding.ok else 1
     return status

@@ -94,6 +94,8 @@ class BoundedServer(HTTPServer):
         self.conn_params.header_timeout = None
         self._limit = limit
         self._since: OrderedDict[IOStream, float] = OrderedDict()
+        self._all_answered = False
+        """Whether none was idle when last looked for, and none has been since."""
         self._sweeping = PeriodicCallback(self._close_idle, 1000 * IDLE_TIMEOUT / 15)
         self._sweeping.start()
 
@@ -117,7 +119,9 @@ class BoundedServer(HTTPServer):
         sizes = {"max_buffer_size": stream.max_buffer_size}
         stream = _Stream(stream.socket, read_chunk_size=stream.read_chunk_size, **sizes)
         if len(self._since) >= self._limit:
-            longest = next((idle for idle in self._since if idle.reading()), stream)
+            idle = (one for one in self._since if not self._all_answered and one.reading())
+            longest = next(idle, stream)
+            self._all_answered = longest is stream
             self._since.pop(longest, None)
             longest.close()
         if not stream.closed():
@@ -133,6 +137,7 @@ class BoundedServer(HTTPServer):
         """Tornado calls it when a connection begins to wait for its next request."""
         self._since[server_conn.stream] = time.monotonic()
         self._since.move_to_end(server_conn.stream)
+        self._all_answered = False
         return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: Any) -> None:

@@ -138,7 +138,7 @@ def print_banner(address: str) -> None:
         "\n"
         "*** SANDBOX: a stand-in plays WeChat. These signatures are NOT VALID in WeChat. ***\n"
         "*** 沙箱模式：签名仅供试用，在微信中无效。 ***\n\n"
-        "Paste this into another terminal:\n\n"
+        "Paste this into another terminal（在另一个终端执行）:\n\n"
         f'    {curl} "{here}/getApi?url=https://h5.example.com/page?a=1&b=2"\n',
         flush=True,
     )

@@ -7,13 +7,24 @@ what goes wrong while the server runs is in advice.ini, in both.
 from __future__ import annotations
 
 import os
-from typing import Final
+import sys
+from typing import Final, TextIO
 
 
 def in_chinese() -> bool:
-    """Whether the terminal's locale is a Chinese one, by the variables that POSIX asks for it."""
+    """Whether the terminal's locale is a Chinese one, by the variables that POSIX asks for it,
+    and what is written there can be Chinese."""
     given = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
-    return next(filter(None, given), "").startswith("zh")
+    chinese = next(filter(None, given), "").startswith("zh")
+    return chinese and all(map(_takes_chinese, (sys.stdout, sys.stderr)))
+
+
+def _takes_chinese(stream: TextIO | None) -> bool:
+    try:
+        "通过，签名".encode(getattr(stream, "encoding", None) or "utf-8")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def say(english: str, /, **values: object) -> str:
@@ -50,7 +61,7 @@ CHINESE: Final = {
     "signature": "签名",
     "the sandbox": "沙箱",
     "{source}: appid {appid}, {token_api} at {api}": (
-        "{source}：appid {appid}，通过 {api} 调用 {token_api}"
+        "{source}：appid {appid}，{api} 的 {token_api} 接口"
     ),
     "not set: a running server's credentials are its own, so WeChat is asked for others": (
         "未设置：运行中的服务只在自身进程内保存凭据，因此本次检查向微信另行获取"
@@ -65,7 +76,7 @@ CHINESE: Final = {
         "无法使用脚本（{reason}），迟到的应答可能覆盖更新的凭据"
     ),
     "the keys are not on one server": "各键不在同一台服务器上",
-    "fetched by {token_api} ({ms} ms)": "已通过 {token_api} 获取（{ms} ms）",
+    "fetched by {token_api} ({ms} ms)": "已用 {token_api} 获取（{ms} ms）",
     "fetched ({ms} ms), expires in {left} s": "已获取（{ms} ms），{left} 秒后过期",
     "in the cache, expires in {left} s": "取自缓存，{left} 秒后过期",
     "not in the cache, and not needed while the ticket is": (
@@ -231,7 +242,8 @@ CHINESE: Final = {
     # Where it listens
     "can't listen on {address} port {port}: {reason}. Choose another with --address and --port, "
     "or in [server]": (
-        "无法监听 {address} 的端口 {port}：{reason}。请用 --address、--port 或在 [server] 中更换"
+        "无法监听 {address} 的端口 {port}：{reason}。"
+        "请用 --address、--port 或在 [server] 中改用其他地址或端口"
     ),
     "can't listen on file descriptor {descriptor}, which LISTEN_FDS hands over: {reason}. Give "
     "the unit's [Socket] a ListenStream, and no Accept=yes": (

@@ -160,7 +160,7 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _list(parse_item: Callable[[str], T], text: str) -> tuple[T, ...]:
-    items = filter(None, re.split(r"[\s,]+", text))
+    items = filter(None, re.split(r"[\s,，、]+", text))
     return tuple(_item(parse_item, item, place) for place, item in enumerate(items, 1))
 
 
