@@ -662,6 +662,27 @@ def test_whoever_waits_for_an_answer_is_not_idle(
     assert "Too many open files" not in running.output
 
 
+def test_where_all_are_answered_newcomers_are_closed_until_one_is_idle(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    hold = threading.Event()
+    wechat.faults["getticket"] = Fault(hold=hold)
+    running = start("timeout = 60", files=256)
+    last, *callers = connect(running, 192)
+    for caller in callers:
+        begin(caller)
+    last.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert b" 503 " in last.recv(65536)  # so what the others sent before has been read
+    begin(last)
+    for newcomer in connect(running, 20):
+        with suppress(ConnectionResetError):
+            assert newcomer.recv(1) == b""
+    hold.set()
+    for caller in callers:
+        assert answer_on(caller)
+    assert_signs(running, wechat)
+
+
 def test_connections_that_are_gone_count_no_longer(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:
