@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest
 from tornado.log import access_log
 from tornado.web import Application, HTTPError, RequestHandler
 
@@ -111,11 +111,9 @@ class SigningApplication(Application):
             routes.append(("/", Page))
         super().__init__(routes, default_handler_class=NotFound)
 
-    def find_handler(self, request: HTTPServerRequest, **more: Any) -> Any:
-        """Takes `GET http://host/path`, as proxies may ask, for `GET /path`."""
-        if not request.path.startswith("/"):
-            request.path = ABSOLUTE_FORM.sub("/", request.path, count=1)
-        return super().find_handler(request, **more)
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> Reception:
+        """Tornado calls it when a connection begins to wait for its next request."""
+        return Reception(self, server_conn, request_conn)
 
     def log_request(self, handler: RequestHandler) -> None:
         """Failures at WARNING and ERROR with the reason, of each status one in a second; where
@@ -157,6 +155,43 @@ class SigningApplication(Application):
         proxied = any(name in request.headers for name in FORWARDED)
         is_here = not proxied and process.is_loopback(self.client_of(request))
         return self._page == "address" or is_here
+
+
+class Reception(HTTPMessageDelegate):
+    """Takes a request in and finds its handler. Tornado's own also parses the query's arguments
+    and copies them deeply, for handlers that ask for them; here that were a twentieth of a request
+    for nothing."""
+
+    def __init__(
+        self, application: SigningApplication, server_conn: object, request_conn: HTTPConnection
+    ) -> None:
+        self._application = application
+        self._connections: dict[str, Any] = {
+            "server_connection": server_conn,
+            "connection": request_conn,
+        }
+        self._delegate: Any = None
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
+        """`GET http://host/path`, as proxies may ask, is taken for `GET /path`."""
+        path, _, query = start_line.path.partition("?")
+        if not path.startswith("/"):
+            path = ABSOLUTE_FORM.sub("/", path, count=1)
+        start_line = start_line._replace(path=path)
+        request = HTTPServerRequest(start_line=start_line, headers=headers, **self._connections)
+        request.query = query
+        self._delegate = self._application.find_handler(request)
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Any:
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        if self._delegate is not None:
+            self._delegate.on_connection_close()
 
 
 class BaseHandler(RequestHandler):
