@@ -34,7 +34,6 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from wechat_sign import process
 from wechat_sign.cache import Cache
-from wechat_sign.check import Finding, print_check, print_findings
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import (
     CAUSES,
@@ -57,7 +56,6 @@ from wechat_sign.page_url import (
 )
 from wechat_sign.renewal import Renewal
 from wechat_sign.safety import warnings_for
-from wechat_sign.sandbox import Sandbox, print_banner
 from wechat_sign.sentences import say
 from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
 from wechat_sign.signature import WxConfig
@@ -479,6 +477,8 @@ def log_to_stderr(*, verbose: bool) -> None:
 def settings_from(given: argparse.Namespace) -> Settings:
     """Those of the INI file or the sandbox, with --address and --port. Raises ConfigError."""
     if given.sandbox:
+        from wechat_sign.sandbox import Sandbox  # no server in earnest needs it in memory
+
         wechat = Sandbox().start()
         account = WeChatSettings(wechat.appid, wechat.secret, wechat.url)
         settings = Settings(account, server=ServerSettings(address="127.0.0.1"))
@@ -509,11 +509,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cache = cache_for(settings, given)
     except ConfigError as error:
         if given.check:
+            from wechat_sign.check import Finding, print_findings
+
             name = say("settings")
             return print_findings(Finding(name, False, problem) for problem in error.problems)
         complain(error)
         return 2
     if given.check:
+        from wechat_sign.check import print_check
+
         return print_check(settings, cache, None if given.sandbox else given.config)
     try:
         sockets = process.listen(settings.server)
@@ -521,6 +525,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(error)
         return 1
     if given.sandbox:
+        from wechat_sign.sandbox import print_banner
+
         print_banner(process.address_of(sockets[0]))
     else:
         for warning in warnings_for(settings, given.config, sockets):
