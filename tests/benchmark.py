@@ -67,7 +67,7 @@ class Words:
     """A manual's, around the figures."""
 
     labels: dict[str, str]
-    rows: dict[str, str]
+    rows: tuple[str, str, str]
     to: str
     how: str
     peers: str
@@ -91,17 +91,7 @@ class Words:
 
 ENGLISH = Words(
     labels={},
-    rows=dict(
-        zip(
-            ROWS,
-            (
-                "requests per second",
-                "p99, ms",
-                f"p99, ms, while tickets expire every {EXPIRE} s",
-            ),
-            strict=True,
-        )
-    ),
+    rows=("requests per second", "p99, ms", f"p99, ms, while tickets expire every {EXPIRE} s"),
     to=" to ",
     how=(
         "Rounds: {rounds}, each of {seconds} s at {connections} connections; each contender is one "
@@ -119,13 +109,7 @@ ENGLISH = Words(
 )
 CHINESE = Words(
     labels={"ours": "本服务", "bare": "空的 Tornado 处理器", "naive": "朴素写法"},
-    rows=dict(
-        zip(
-            ROWS,
-            ("每秒请求数", "p99，毫秒", f"每 {EXPIRE} 秒 ticket 过期一次时的 p99，毫秒"),
-            strict=True,
-        )
-    ),
+    rows=("每秒请求数", "p99，毫秒", f"每 {EXPIRE} 秒 ticket 过期一次时的 p99，毫秒"),
     to=" 至 ",
     how=(
         "共 {rounds} 轮，每轮 {seconds} 秒，{connections} 个连接；每个对象一个进程，"
@@ -246,8 +230,8 @@ class Benchmark:
         ours, *others = shown
         rows = [["", *labels.values()]]
         rows += [
-            [words.rows[what], *(f.cell(what).replace(" to ", words.to) or "–" for f in shown)]
-            for what in ROWS
+            [row, *(f.cell(what).replace(" to ", words.to) or "–" for f in shown)]
+            for row, what in zip(words.rows, ROWS, strict=True)
         ]
         throughput = {labels[f.name]: times(ratio(ours, "steady rps", f)) for f in others}
         expiring = {

@@ -14,7 +14,7 @@ import pytest
 from browser import KINDS, NPM, WEIXIN_COMMONJS, Phone, Signing, Site, npm_file
 from conftest import OpenPhone
 from harness import ROOT, Fault, Sandbox, Start, eventually, unavailable
-from manuals import MANUALS
+from manuals import MANUALS, blocks_of
 
 SCRIPT = (ROOT / "wechat_sign" / "wechat-sign.js").read_text(encoding="utf-8")
 ACORN = ("acorn@8.14.0", "dist/acorn.js")
@@ -885,11 +885,8 @@ class TestUrls:
 
 def snippets() -> list[str]:
     """What each manual has for people to paste."""
-    blocks = [
-        re.findall("```html\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
-        for name in MANUALS
-    ]
-    return [text for [text] in blocks]
+    manuals = [(ROOT / name).read_text(encoding="utf-8") for name in MANUALS]
+    return [block.text for text in manuals for block in blocks_of(text) if block.language == "html"]
 
 
 class TestTheSnippetOfTheManuals:

@@ -6,11 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 from harness import ROOT, unavailable
+from manuals import blocks_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = "/opt/wechat-sign/.venv/bin/python"
@@ -19,8 +19,7 @@ PYTHON = "/opt/wechat-sign/.venv/bin/python"
 @pytest.fixture
 def units(tmp_path: Path) -> list[Path]:
     """Those of README as files, with a python that there is."""
-    for block in re.findall(r" *```ini\n(.*?)```", README, re.DOTALL):
-        text = textwrap.dedent(block)
+    for text in (block.text for block in blocks_of(README) if block.language == "ini"):
         name = re.match("# /etc/systemd/system/(.*)", text)
         assert name is not None
         (tmp_path / name[1]).write_text(text.replace(PYTHON, sys.executable), encoding="utf-8")
@@ -45,8 +44,8 @@ def test_systemd_finds_nothing_wrong_with_them(units: list[Path]) -> None:
 
 
 def test_an_account_each_has_an_instance_of_both(units: list[Path]) -> None:
-    [block] = re.findall(r"```sh\n([^`]*sed [^`]*)```", README)
-    _, command = textwrap.dedent(block).split("cd /etc/systemd/system\n")
+    [text] = [block.text for block in blocks_of(README) if "\nsed " in block.text]
+    _, command = text.split("cd /etc/systemd/system\n")
     folder = units[0].parent
     subprocess.run(["bash", "-euc", command], cwd=folder, check=True)  # noqa: S607
     instances = [folder / f"wechat-sign@shop.{kind}" for kind in ("service", "socket")]
