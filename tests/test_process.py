@@ -646,15 +646,23 @@ def test_for_a_new_connection_the_one_that_is_idle_longest_is_closed(
     active.close()
 
 
-def test_whoever_waits_for_an_answer_is_not_idle(
-    start: Start, wechat: Sandbox, connect: Connect
-) -> None:
+def waiting(
+    start: Start, wechat: Sandbox, connect: Connect, number: int
+) -> tuple[Server, list[socket.socket], threading.Event]:
+    """A server, so many callers who wait for WeChat, and the event that has it answer."""
     hold = threading.Event()
     wechat.faults["getticket"] = Fault(hold=hold)
     running = start("timeout = 60", files=256)
-    callers = connect(running, 20)
+    callers = connect(running, number)
     for caller in callers:
         begin(caller)
+    return running, callers, hold
+
+
+def test_whoever_waits_for_an_answer_is_not_idle(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    running, callers, hold = waiting(start, wechat, connect, 20)
     connect(running, 400)
     hold.set()
     for caller in callers:
@@ -665,12 +673,7 @@ def test_whoever_waits_for_an_answer_is_not_idle(
 def test_where_all_are_answered_newcomers_are_closed_until_one_is_idle(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:
-    hold = threading.Event()
-    wechat.faults["getticket"] = Fault(hold=hold)
-    running = start("timeout = 60", files=256)
-    callers = connect(running, 192)
-    for caller in callers:
-        begin(caller)
+    running, callers, hold = waiting(start, wechat, connect, 192)
     for newcomer in connect(running, 20):
         with suppress(ConnectionResetError):
             assert newcomer.recv(1) == b""
