@@ -42,7 +42,7 @@ from harness import (
     signature_of,
     until,
 )
-from tornado.web import Application
+from tornado.web import Application, RequestHandler
 
 import server
 from wechat_sign import process
@@ -681,6 +681,32 @@ def test_where_all_are_answered_newcomers_are_closed_until_one_is_idle(
     for caller in callers:
         assert answer_on(caller)
     assert_signs(running, wechat)
+
+
+def test_no_answer_waits_until_the_one_before_is_acknowledged(wechat: Sandbox) -> None:
+    nodelay: list[int] = []
+
+    class Signing(server.SigningApplication):
+        def log_request(self, handler: RequestHandler) -> None:
+            connection: Any = handler.request.connection
+            accepted = connection.stream.socket
+            nodelay.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    async def scenario() -> None:
+        settings = settings_for(wechat)
+        application = Signing(settings, server.make_tickets(settings, Cache(settings)))
+        bounded = process.BoundedServer(application)
+        bounded.add_sockets(listening := process.listen(ServerSettings("127.0.0.1", 0)))
+        [(reader, writer)] = await open_connections(listening[0].getsockname(), 1)
+        for _ in range(2):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            await asyncio.wait_for(reader.readuntil(b"}"), PATIENCE)
+        writer.close()
+        bounded.stop()
+
+    asyncio.run(scenario())
+    assert len(nodelay) == 2
+    assert all(nodelay)
 
 
 def test_connections_that_are_gone_count_no_longer(

@@ -155,6 +155,11 @@ class _Stream(IOStream):
         self._refused = False
         with suppress(OSError):  # some systems refuse it where the client is gone by now
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            super().set_nodelay(True)
+
+    def set_nodelay(self, value: bool) -> None:
+        """Tornado calls it twice for each request. Here an answer is written at once, and no delay
+        is any good."""
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado calls it for the head of the next request."""
