@@ -16,7 +16,7 @@ class Figures:
     name: str
     label: str
     seen: dict[str, list[float]] = field(default_factory=dict)
-    """A value for each round."""
+    """A value for each round, or each turn of one."""
 
     def note(self, what: str, value: float) -> None:
         self.seen.setdefault(what, []).append(value)
@@ -40,10 +40,10 @@ class Figures:
         return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def ratio(one: Figures, what: str, other: Figures, than: str = "") -> float:
-    """The median of the rounds' own ratios: two measurements of one round are close in time, and
+def ratio(one: Figures, what: str, other: Figures) -> float:
+    """The median of the turns' own ratios: two measurements of one turn are close in time, and
     noisy machines change over minutes."""
-    both = zip(one.seen[what], other.seen[than or what], strict=True)
+    both = zip(one.seen[what], other.seen[what], strict=True)
     return statistics.median(this / that for this, that in both)
 
 

@@ -48,7 +48,7 @@ class Scale:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
-    def run(self, rounds: int, seconds: float) -> None:
+    def run(self, rounds: int, seconds: int) -> None:
         for number in range(rounds):
             back = -1 if number % 2 else 1
             for count in INSTANCES[::back]:
@@ -58,7 +58,7 @@ class Scale:
                 say(f"round {number + 1}: {idle} idle connections")
                 self.measure_connections(self.connections[idle], idle, seconds)
 
-    def measure_instances(self, figures: Figures, count: int, seconds: float) -> None:
+    def measure_instances(self, figures: Figures, count: int, seconds: int) -> None:
         """All on the one core, under load at once."""
         around = self.around
         around.forget()
@@ -80,7 +80,7 @@ class Scale:
         for instance in running:
             instance.end()
 
-    def measure_connections(self, figures: Figures, idle: int, seconds: float) -> None:
+    def measure_connections(self, figures: Figures, idle: int, seconds: int) -> None:
         """That many were used once and are kept; the load comes on others."""
         running = self.around.run("ours")
         running.first_answer()
@@ -101,11 +101,11 @@ class Scale:
             connection.close()
         running.end()
 
-    def readme(self, rounds: int, seconds: float) -> str:
+    def readme(self, rounds: int, seconds: int) -> str:
         """Two tables."""
         how = (
-            f"Rounds: {rounds}; {max(seconds, LOOK):g} s of load on all instances at once, "
-            f"{seconds:g} s for the connections; the median, with the lowest and the highest"
+            f"Rounds: {rounds}; {max(seconds, LOOK)} s of load on all instances at once, "
+            f"{seconds} s for the connections; the median, with the lowest and the highest"
         )
         tables = [
             markdown([list(columns), *(self._row(f, columns) for f in sizes.values())])
