@@ -1,59 +1,77 @@
-"""What several busy instances cost Redis and WeChat while nothing happens.
+"""Whether anything grows in an hour of load: latencies, memory, calls. Needs wrk.
 
-python tests/steady.py [--seconds 60] [--instances 4]
+    python tests/steady.py [--minutes 60]
+
+In each minute this server has 45 s of load and the bare handler 15, on the same core: what both
+show is the machine's. A row for each quarter, with the median and the lowest and the highest.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import CHECKED_KEY, Client, RedisServer, Sandbox, Server, assert_signs, write_ini
+from contenders import CORES, Surroundings
+from figures import Figures, markdown
+
+LOAD = {"ours": 45, "bare": 15}
+"""Seconds of each minute."""
+QUARTERS = 4
+
+
+def quarters(around: Surroundings, minutes: int) -> list[Figures]:
+    around.forget()
+    running = {name: around.start(name) for name in LOAD}
+    for contender in running.values():
+        contender.first_answer()
+        around.warm_up(contender)
+    seen = [Figures(str(number), f"{number}.") for number in range(1, QUARTERS + 1)]
+    for minute in range(minutes):
+        figures = seen[QUARTERS * minute // minutes]
+        commands = around.redis.counting()
+        for name, seconds in LOAD.items():
+            for what, figure in around.measure(running[name], seconds=seconds).items():
+                figures.note(f"{name} {what}", figure)
+            figures.note(f"{name} resident", running[name].resident())
+        figures.note("commands", commands() / sum(LOAD.values()))
+        figures.note("calls", around.wechat.calls.total())
+        print(f"minute {minute + 1}", file=sys.stderr, flush=True)
+    return seen
+
+
+def table(seen: list[Figures]) -> str:
+    columns = {
+        "requests per second": "ours rps",
+        "p99, ms": "ours p99",
+        "p99.9, ms": "ours p999",
+        "bare handler's p99.9, ms": "bare p999",
+        "resident, MB": "ours resident",
+        "failed": "ours failed",
+        "calls to WeChat so far": "calls",
+        "Redis commands a second": "commands",
+    }
+    rows = [[figures.label, *map(figures.cell, columns.values())] for figures in seen]
+    return markdown([["quarter", *columns], *rows])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--instances", type=int, default=4)
+    parser.add_argument("--minutes", type=int, default=60, help="a multiple of 4")
     given = parser.parse_args()
-    redis_server, wechat = RedisServer(), Sandbox().start()
-    instances, clients = [], []
+    if len(CORES) > 1:
+        os.sched_setaffinity(0, CORES[1:])
     with tempfile.TemporaryDirectory() as folder:
-        ini = write_ini(Path(folder) / "config.ini", wechat, *redis_server.ini)
+        around = Surroundings(Path(folder))
         try:
-            for _ in range(given.instances):
-                command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0"]
-                instances.append(Server(*command))
-            for running in instances:
-                assert_signs(running, wechat)
-                clients.append(Client(wechat, running.address))
-                clients[-1].start()
-            counted, calls = redis_server.counting(), wechat.calls.total()
-            began = time.monotonic()
-            threading.Event().wait(given.seconds)
-            took = time.monotonic() - began
-            commands = counted()
-            calls = wechat.calls.total() - calls
-            fresh_for = redis_server.run("PTTL", CHECKED_KEY) / 1000
+            seen = quarters(around, given.minutes)
         finally:
-            for client in clients:
-                client.over.set()
-            for running in instances:
-                running.kill()
-            wechat.stop()
-            redis_server.stop()
-    served = sum(client.served for client in clients)
-    print(
-        f"{given.instances} instances, {took:.0f} s, {served} pages: {calls} calls to WeChat "
-        f"(the next one in {fresh_for:.0f} s), "
-        f"{commands / took / given.instances:.2f} Redis commands a second for each"
-    )
+            around.close()
+    print(table(seen))
     return 0
 
 
