@@ -20,10 +20,8 @@ import argparse
 import os
 import platform
 import random
-import shutil
 import socket
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -47,10 +45,12 @@ from contenders import (
     Surroundings,
     install_npm,
     install_venv,
+    require_wrk,
+    surroundings,
 )
-from figures import Figures, markdown, ratio, replace_block, times
+from figures import Figures, markdown, ratio, replace_block, say, times
 from harness import PATIENCE, ROOT, Fault, eventually
-from scale import Scale, say
+from scale import Scale
 
 CALLERS = 1000
 WECHAT_TAKES = 0.3
@@ -365,29 +365,21 @@ def main() -> int:
     given = parser.parse_args()
     rounds = given.rounds or (3 if given.scale else 5)
     seconds = given.seconds or (3 if given.scale else 10)
-    if not (shutil.which("wrk") or (shutil.which("hey") and not given.scale)):
-        print("the benchmark needs wrk (or hey) for its load: apt-get install wrk", file=sys.stderr)
-        return 1
+    require_wrk(or_hey=not given.scale)
     names, missing = dict(CONTENDERS), list[str]()
     versions = [f"Python {platform.python_version()}", f"Tornado {tornado.version}"]
     if given.peers or given.readme:
         there, theirs, missing = peers()
         names, versions = names | there, versions + theirs
         for why in missing:
-            print(why, file=sys.stderr, flush=True)
+            say(why)
         if missing and (given.readme or not there):
             print("README's table needs all peers" if there else "no peer", file=sys.stderr)
             return 2
     versions.append(f"{len(CORES) or os.cpu_count()} cores")
-    if len(CORES) > 1:
-        os.sched_setaffinity(0, CORES[1:])
-    with tempfile.TemporaryDirectory() as folder:
-        around = Surroundings(Path(folder))
+    with surroundings() as around:
         measured = Scale(around) if given.scale else Benchmark(around, names, ", ".join(versions))
-        try:
-            measured.run(rounds, seconds)
-        finally:
-            around.close()
+        measured.run(rounds, seconds)
     print(measured.readme(rounds, seconds))
     if isinstance(measured, Benchmark):
         print(f"\n{measured.table()}\n\n{measured.ratios()}")

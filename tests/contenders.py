@@ -11,9 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -316,3 +318,22 @@ class Surroundings:
             running.end()
         self.wechat.stop()
         self.redis.stop()
+
+
+def require_wrk(*, or_hey: bool) -> None:
+    """Ends the program with a sentence where nothing is there to make the load."""
+    if not (shutil.which("wrk") or (or_hey and shutil.which("hey"))):
+        raise SystemExit("the load needs wrk (or hey): apt-get install wrk")
+
+
+@contextmanager
+def surroundings() -> Iterator[Surroundings]:
+    """While they are measured, one core is left to the contenders."""
+    if len(CORES) > 1:
+        os.sched_setaffinity(0, CORES[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        around = Surroundings(Path(folder))
+        try:
+            yield around
+        finally:
+            around.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,17 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
     """A table; the first row is its head."""
     head, *body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, "|" + "---|" * (head.count(" | ") + 1), *body])
+
+
+def rows_of(shown: Iterable[Figures], columns: dict[str, str]) -> str:
+    """A table with a row for each; in the column that stands for nothing is its label."""
+    rows = [[f.cell(what) if what else f.label for what in columns.values()] for f in shown]
+    return markdown([list(columns), *rows])
+
+
+def say(text: str) -> None:
+    """How far it is, beside the output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def replace_block(file: Path, name: str, text: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import resource
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 
 from contenders import CONNECTIONS, TARGET, Surroundings
-from figures import Figures, markdown
+from figures import Figures, rows_of, say
 from harness import PATIENCE
 
 INSTANCES = (1, 2, 4, 8, 16)
@@ -108,17 +107,13 @@ class Scale:
             f"{seconds} s for the connections; the median, with the lowest and the highest"
         )
         tables = [
-            markdown([list(columns), *(self._row(f, columns) for f in sizes.values())])
+            rows_of(sizes.values(), columns)
             for columns, sizes in (
                 (OF_INSTANCES, self.instances),
                 (OF_CONNECTIONS, self.connections),
             )
         ]
         return "\n\n".join([how, *tables])
-
-    @staticmethod
-    def _row(figures: Figures, columns: dict[str, str]) -> list[str]:
-        return [figures.label, *(figures.cell(what) for what in columns.values() if what)]
 
     def plot(self, path: Path) -> None:
         import matplotlib as mpl
@@ -146,10 +141,6 @@ class Scale:
             if len(lines) > 1:
                 axis.legend()
         figure.savefig(path, dpi=110)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def still_open(connection: socket.socket) -> bool:

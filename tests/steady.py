@@ -9,19 +9,28 @@ show is the machine's. A row for each quarter, with the median and the lowest an
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from contenders import CORES, Surroundings
-from figures import Figures, markdown
+from contenders import Surroundings, require_wrk, surroundings
+from figures import Figures, rows_of, say
 
 LOAD = {"ours": 45, "bare": 15}
 """Seconds of each minute."""
 QUARTERS = 4
+COLUMNS = {
+    "quarter": "",
+    "requests per second": "ours rps",
+    "p99, ms": "ours p99",
+    "p99.9, ms": "ours p999",
+    "bare handler's p99.9, ms": "bare p999",
+    "resident, MB": "ours resident",
+    "failed": "ours failed",
+    "calls to WeChat so far": "calls",
+    "Redis commands a second": "commands",
+}
 
 
 def quarters(around: Surroundings, minutes: int) -> list[Figures]:
@@ -40,38 +49,18 @@ def quarters(around: Surroundings, minutes: int) -> list[Figures]:
             figures.note(f"{name} resident", running[name].resident())
         figures.note("commands", commands() / sum(LOAD.values()))
         figures.note("calls", around.wechat.calls.total())
-        print(f"minute {minute + 1}", file=sys.stderr, flush=True)
+        say(f"minute {minute + 1}")
     return seen
-
-
-def table(seen: list[Figures]) -> str:
-    columns = {
-        "requests per second": "ours rps",
-        "p99, ms": "ours p99",
-        "p99.9, ms": "ours p999",
-        "bare handler's p99.9, ms": "bare p999",
-        "resident, MB": "ours resident",
-        "failed": "ours failed",
-        "calls to WeChat so far": "calls",
-        "Redis commands a second": "commands",
-    }
-    rows = [[figures.label, *map(figures.cell, columns.values())] for figures in seen]
-    return markdown([["quarter", *columns], *rows])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--minutes", type=int, default=60, help="a multiple of 4")
     given = parser.parse_args()
-    if len(CORES) > 1:
-        os.sched_setaffinity(0, CORES[1:])
-    with tempfile.TemporaryDirectory() as folder:
-        around = Surroundings(Path(folder))
-        try:
-            seen = quarters(around, given.minutes)
-        finally:
-            around.close()
-    print(table(seen))
+    require_wrk(or_hey=True)
+    with surroundings() as around:
+        seen = quarters(around, given.minutes)
+    print(rows_of(seen, COLUMNS))
     return 0
 
 
