@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest
 from tornado.log import access_log
@@ -57,7 +57,13 @@ from wechat_sign.page_url import (
 from wechat_sign.renewal import Renewal
 from wechat_sign.safety import warnings_for
 from wechat_sign.sentences import say
-from wechat_sign.settings import ServerSettings, Settings, WeChatSettings, load_settings
+from wechat_sign.settings import (
+    Limits,
+    ServerSettings,
+    Settings,
+    WeChatSettings,
+    load_settings,
+)
 from wechat_sign.signature import WxConfig
 from wechat_sign.tickets import JsapiTickets
 
@@ -194,10 +200,6 @@ class Reception(HTTPMessageDelegate):
 
     def finish(self) -> None:
         self._delegate.finish()
-
-    def on_connection_close(self) -> None:
-        if self._delegate is not None:
-            self._delegate.on_connection_close()
 
 
 class BaseHandler(RequestHandler):
@@ -413,23 +415,24 @@ def make_tickets(settings: Settings, cache: Cache) -> JsapiTickets:
 
 
 async def serve(settings: Settings, cache: Cache, sockets: list[socket.socket]) -> None:
-    """Runs until SIGTERM, SIGINT or SIGHUP, then finishes what was begun, within DRAIN seconds."""
+    """Runs until SIGTERM, SIGINT or SIGHUP, then finishes what was begun, within `drain` s."""
     tickets = make_tickets(settings, cache)
     application = SigningApplication(settings, tickets)
     limit = process.raise_file_limit(process.MAX_CONNECTIONS)
-    server = process.BoundedServer(application, limit=limit, **process.LIMITS)
+    limits = settings.limits
+    server = process.BoundedServer(application, limit=limit, limits=limits, **process.SIZES)
     with process.stop_signals() as stop:
         announce(settings, sockets)
         server.add_sockets(sockets)
         refreshing = asyncio.create_task(refresh_regularly(tickets))
         await stop.wait()
         log.info("stopping")
-        deadline = time.monotonic() + process.DRAIN
+        deadline = time.monotonic() + limits.drain
         refreshing.cancel()
         application.stopping = True
         # Who waits for WeChat gets a 503 before the end, so that drain can close what is idle.
         await asyncio.gather(
-            process.drain(server, deadline=deadline), tickets.close(timeout=0.9 * process.DRAIN)
+            process.drain(server, deadline=deadline), tickets.close(timeout=0.9 * limits.drain)
         )
 
 
@@ -482,19 +485,19 @@ def log_to_stderr(*, verbose: bool) -> None:
             logging.getLogger(name).setLevel(logging.DEBUG)
 
 
-def settings_from(given: argparse.Namespace) -> Settings:
+def settings_from(given: argparse.Namespace, limits: Limits) -> Settings:
     """Those of the INI file or the sandbox, with --address and --port. Raises ConfigError."""
     if given.sandbox:
         from wechat_sign.sandbox import Sandbox  # no server in earnest needs it in memory
 
         wechat = Sandbox().start()
-        account = WeChatSettings(wechat.appid, wechat.secret, wechat.url)
-        settings = Settings(account, server=ServerSettings(address="127.0.0.1"))
+        account = WeChatSettings(appid=wechat.appid, secret=wechat.secret, api=wechat.url)
+        settings = Settings(wechat=account, server=ServerSettings(address="127.0.0.1"))
     else:
         settings = load_settings(given.config, os.environ)
     given_here = {"address": given.address, "port": given.port}
     overrides = {name: value for name, value in given_here.items() if value is not None}
-    return replace(settings, server=replace(settings.server, **overrides))
+    return replace(settings, server=replace(settings.server, **overrides), limits=limits)
 
 
 def cache_for(settings: Settings, given: argparse.Namespace) -> Cache:
@@ -504,7 +507,7 @@ def cache_for(settings: Settings, given: argparse.Namespace) -> Cache:
         raise ConfigError(f"{given.config}: {error}") from None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> int:
     """Exit status: 0 when told to stop, 1 where it can't listen or a check found something,
     2 for a bad configuration."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -513,7 +516,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr(verbose=given.verbose)
     process.forbid_core_dumps()
     try:
-        settings = settings_from(given)
+        settings = settings_from(given, limits)
         cache = cache_for(settings, given)
     except ConfigError as error:
         if given.check:
@@ -556,8 +559,13 @@ def announce(settings: Settings, sockets: list[socket.socket]) -> None:
     log.info("listening on %s for appid %s, credentials in %s", here, appid, where)
 
 
-if __name__ == "__main__":
-    status = main()
+def run(limits: Limits = Limits()) -> NoReturn:
+    """The whole program; `limits` are for tests."""
+    status = main(limits=limits)
     logging.shutdown()
-    # A call to WeChat in flight can't be cancelled, and nobody waits for it any more.
+    # A call to WeChat in flight can't be cancelled, and no page waits for it any more.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    run()

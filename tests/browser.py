@@ -319,16 +319,21 @@ class WebKit:
         os.close(write)
         with open(read) as told:
             display = told.readline().strip()
+        self._environ = {**os.environ, "DISPLAY": f":{display}", "HOME": self._home.name}
+        self._command = [str(driver), "-p"]
+        self._start_driver()
+        self._session = ""
+        self._agent = ""
+
+    def _start_driver(self) -> None:
         self.port = free_port()
         self._driver = subprocess.Popen(
-            [str(driver), "-p", str(self.port)],
-            env={**os.environ, "DISPLAY": f":{display}", "HOME": self._home.name},
+            [*self._command, str(self.port)],
+            env=self._environ,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         eventually("WebKitWebDriver answers", lambda: self._ready())
-        self._session = ""
-        self._agent = ""
 
     def _ready(self) -> bool:
         try:
@@ -336,11 +341,13 @@ class WebKit:
         except URLError:
             return False
 
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout: float = 60
+    ) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"http://127.0.0.1:{self.port}{path}", data, method=method)
         try:
-            with urlopen(request, timeout=60) as answer:  # noqa: S310
+            with urlopen(request, timeout=timeout) as answer:  # noqa: S310
                 return json.load(answer)["value"]
         except HTTPError as refused:
             with refused:
@@ -353,7 +360,14 @@ class WebKit:
             arguments = ["--automation", f"--user-agent={agent}"]
             options = {"binary": self._binary, "args": arguments}
             wished = {"webkitgtk:browserOptions": options}
-            answer = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wished}})
+            body = {"capabilities": {"alwaysMatch": wished}}
+            try:
+                answer = self.call("POST", "/session", body, timeout=PATIENCE)
+            except TimeoutError:  # now and then it hangs here; another one does not
+                self._driver.kill()
+                self._driver.wait()
+                self._start_driver()
+                answer = self.call("POST", "/session", body)
             self._session, self._agent = answer["sessionId"], agent
         return WebKitTab(self, self._session)
 

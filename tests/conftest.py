@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,49 @@ from browser import (
     serving,
     signing_server,
 )
-from harness import MovedClock, RedisServer, Sandbox, Server, Start, assert_no_credential, write_ini
+from harness import (
+    MovedClock,
+    RedisServer,
+    Sandbox,
+    Server,
+    Start,
+    assert_no_credential,
+    server_of_many_tests,
+    write_ini,
+)
+
+import server
+from wechat_sign import process
+from wechat_sign.settings import Limits
+
+Main = Callable[..., tuple[int, str, str]]
+PROCESSES = {"start", "shared", "running", "own_redis", "chromium", "webkit", "signing"}
+"""Fixtures that start processes."""
+STARTING = ("check", "script", "sentences", "process", "proxy", "systemd", "redis_kinds")
+"""The files whose tests start processes by themselves."""
 
 os.environ["LC_ALL"] = "C.UTF-8"  # in a Chinese locale the program speaks Chinese
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--mutations", type=int, default=5000, help="how many answers of WeChat are mutated"
+        "--mutations", type=int, default=500, help="how many answers of WeChat are mutated"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Marks what starts neither a server nor a browser as fast, and keeps in one worker what shares
+    a browser or a Cluster."""
+    for item in items:
+        needed = set(getattr(item, "fixturenames", ()))
+        needed.add(getattr(getattr(item, "callspec", None), "params", {}).get("either", "").lower())
+        starts = item.path.stem.removeprefix("test_") in STARTING or re.search(
+            r"\b(Server|run_check|fuzz)\(", inspect.getsource(item.function)
+        )
+        if not starts and not needed & PROCESSES:
+            item.add_marker("fast")
+        if shared := needed & {"chromium", "webkit", "cluster_of_three"}:
+            item.add_marker(pytest.mark.xdist_group(min(shared)))
 
 
 @pytest.fixture
@@ -94,6 +130,40 @@ def start(tmp_path: Path, wechat: Sandbox) -> Iterator[Start]:
         running.kill()
         assert_no_credential(running.output, wechat.issued)
         assert "Traceback" not in running.output
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Main:
+    """Runs the program within this process, but for what would outlast it: gives the exit status,
+    what it printed, and what it complained of."""
+    monkeypatch.setattr(process, "forbid_core_dumps", lambda: None)
+    monkeypatch.setattr(server, "log_to_stderr", lambda verbose: None)
+
+    def run(*arguments: str, limits: Limits = Limits()) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            status = server.main(arguments, limits)
+        except SystemExit as ended:
+            status = int(str(ended.code))
+        finally:
+            logging.disable(logging.NOTSET)  # a check disables it
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared_wechat() -> Iterator[Sandbox]:
+    """One that no test changes."""
+    sandbox = Sandbox().start()
+    yield sandbox
+    sandbox.stop()
+
+
+@pytest.fixture(scope="session")
+def shared(shared_wechat: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of the tests that change nothing about it."""
+    yield from server_of_many_tests(shared_wechat, tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ import fcntl
 import hashlib
 import http.client
 import importlib.util
+import itertools
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -19,7 +21,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
@@ -31,12 +34,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+import server
 from wechat_sign import sandbox
 from wechat_sign.cache import Cache
 from wechat_sign.clock import Clock
-from wechat_sign.credentials import WeChat
+from wechat_sign.credentials import Credential, WeChat
+from wechat_sign.errors import SigningError
 from wechat_sign.renewal import Renewal
-from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
+from wechat_sign.settings import Limits, RedisSettings, Settings, WeChatSettings
 from wechat_sign.tickets import JsapiTickets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,13 +55,13 @@ LOCK_KEY = "wechat:wxsandbox:lock"
 CHECKED_KEY = "wechat:wxsandbox:checked"
 BACK_OFF_KEY = "wechat:wxsandbox:back_off"
 """The sandbox's keys in Redis."""
+DUE = ("DEL", CHECKED_KEY)
+OVER = ("DEL", TICKET_KEY, CHECKED_KEY)
+"""What Redis does by itself when `recheck`, or `expire`, is over."""
 NOT_IN_WHITELIST = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6"
 """The errmsg of 40164."""
-WITH_OTHER_CONSTANTS = """
-import runpy, wechat_sign.process, wechat_sign.tickets
-{}
-runpy.run_module("server", run_name="__main__", alter_sys=True)
-"""
+RUN_WITH_LIMITS = "import server; from wechat_sign.settings import Limits; server.run({!r})"
+"""A program for `python -c`: the server with other limits than its own."""
 Start = Callable[..., "Server"]
 T = TypeVar("T")
 
@@ -130,19 +135,20 @@ class Sandbox(sandbox.Sandbox):
             return 200, json.dumps(refusal).encode()
         return super().respond(endpoint, method, parameters)
 
-    def rotate_ticket(self) -> None:
-        """Ends the ticket's life early; the next one asked for is another."""
-        self._ticket = None
 
-    def replace_token(self) -> None:
-        """What another program does that asks for a `token` with the same account."""
-        self._token = self.issue(96, self.token_life)
+_WORKER = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or -1) + 1
+_PORTS = itertools.cycle(range(10_000 + _WORKER % 16 * 600, 10_600 + _WORKER % 16 * 600))
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no other worker of this run takes, below those that connections get by chance.
+    The port 10,000 above it, a Cluster's bus, is free too."""
+    for port in itertools.islice(_PORTS, 600):
+        with suppress(OSError), socket.socket() as probe, socket.socket() as bus:
+            probe.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            return port
+    raise RuntimeError("no port is free")
 
 
 def redis_binaries() -> dict[str, str]:
@@ -223,6 +229,8 @@ class RedisServer:
             decode_responses=True,
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            driver_info=redis.DriverInfo(name="", lib_version=""),
         )
 
     def run(self, *command: str | float) -> Any:
@@ -238,16 +246,26 @@ class RedisServer:
         """The lines of an INI file that name it."""
         return ["[redis]", "host = 127.0.0.1", f"port = {self.port}"]
 
-    @property
-    def commands(self) -> int:
-        """How many it has processed."""
-        return int(self.run("INFO", "stats")["total_commands_processed"])
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[], list[str]]]:
+        """Gives a function that tells the commands that were sent since it was called last, this
+        harness's own among them, in order; not those that a script calls."""
+        with self.client() as client, client.monitor() as monitor:
+            commands = monitor.listen()
 
-    def counting(self) -> Callable[[], int]:
-        """Gives a function that tells how many it processed since, but those of counting."""
-        overhead = -self.commands + self.commands
-        before = self.commands
-        return lambda: self.commands - before - overhead
+            def sent() -> list[str]:
+                self.run("ECHO", mark := secrets.token_hex())
+                until_here = itertools.takewhile(lambda one: mark not in one["command"], commands)
+                return [one["command"] for one in until_here if one["client_type"] != "lua"]
+
+            yield sent
+
+    def put_ticket(self, value: str, life: int = 0, *, checked: bool = False) -> None:
+        """Does what another instance did or, where WeChat was not asked lately, another program.
+        Without a life the ticket has no expiry."""
+        self.run("SET", TICKET_KEY, value, *(("EX", life) if life else ()))
+        if checked:
+            self.run("SET", CHECKED_KEY, marker(value), "EX", min(life, 600))
 
     def kill(self) -> None:
         self._process.kill()
@@ -273,21 +291,15 @@ class Server:
         *arguments: str,
         files: int = 0,
         sockets: Sequence[socket.socket | IO[Any]] = (),
-        look_interval: float = 0,
-        write_timeout: float = 0,
-        idle_timeout: float = 0,
+        limits: Limits | None = None,
         **environ: str,
     ) -> None:
         """`files`: how many file descriptors it may have, where that is to be few.
         `sockets`: what it is handed over, as systemd does.
-        `look_interval`, `write_timeout`, `idle_timeout`: seconds in place of the server's own,
-        for which a test can't wait."""
+        `limits`: in place of the server's own, for which a test can't wait."""
         program = [str(ROOT / "server.py")]
-        changed = {"tickets.LOOK_INTERVAL": look_interval, "process.WRITE_TIMEOUT": write_timeout}
-        changed |= {"process.IDLE_TIMEOUT": idle_timeout}
-        lines = [f"wechat_sign.{name} = {value}" for name, value in changed.items() if value]
-        if lines:
-            program = ["-c", WITH_OTHER_CONSTANTS.format("\n".join(lines))]
+        if limits is not None:
+            program = ["-c", RUN_WITH_LIMITS.format(limits)]
             environ["PYTHONPATH"] = str(ROOT)
         command = [sys.executable, *program, *arguments]
         given = [fcntl.fcntl(held.fileno(), fcntl.F_DUPFD, 100) for held in sockets]
@@ -360,6 +372,17 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
         self.wait()
+
+
+def server_of_many_tests(wechat: Sandbox, folder: Path, **more: Any) -> Iterator[Server]:
+    """For a fixture: a server for the sandbox. At its end no credential may be in its log."""
+    ini = write_ini(folder / "config.ini", wechat)
+    command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0", "--verbose"]
+    running = Server(*command, **more)
+    yield running
+    running.kill()
+    assert_no_credential(running.output, wechat.issued)
+    assert "Traceback" not in running.output
 
 
 class Client(threading.Thread):
@@ -480,15 +503,20 @@ def assert_signs(running: Server, wechat: Sandbox, page: str = PAGE) -> None:
     assert answer["signature"] == signature_of(answer, wechat.ticket, page)
 
 
-def settings_for(wechat: Sandbox, redis_server: RedisServer | None = None, **more: Any) -> Settings:
+def settings_for(
+    wechat: Sandbox,
+    redis_server: RedisServer | None = None,
+    *,
+    limits: Limits = Limits(),
+    **more: Any,
+) -> Settings:
     """Settings for the sandbox; `more` goes to [wechat] and [redis] by the options' names."""
-    in_wechat = {name: more.pop(name) for name in ("token_api", "timeout") if name in more}
+    account: dict[str, Any] = {"appid": wechat.appid, "secret": wechat.secret, "api": wechat.url}
+    account |= {name: more.pop(name) for name in ("secret", "token_api", "timeout") if name in more}
     if redis_server is not None:
         more = {"host": "127.0.0.1", "port": redis_server.port, **more}
-    return Settings(
-        WeChatSettings(wechat.appid, wechat.secret, wechat.url, **in_wechat),
-        RedisSettings(**more),
-    )
+    shared = RedisSettings(**more)
+    return Settings(wechat=WeChatSettings(**account), redis=shared, limits=limits)
 
 
 class MovedClock:
@@ -505,16 +533,95 @@ class MovedClock:
         self.now += seconds
 
 
-def renewal_for(
+class Instance:
+    """An instance of the server but for the server: it looks when it is told to, and holds what
+    it found. The way into the heart for whatever does not need its event loop."""
+
+    def __init__(
+        self, settings: Settings, clock: Clock | None = None, held: Credential | None = None
+    ) -> None:
+        self._cache = Cache(settings, clock)
+        self._renewal = Renewal(WeChat(settings.wechat), self._cache, settings)
+        self.held = held
+        """The ticket, if it is usable."""
+
+    def look(self) -> str:
+        """One look: the ticket that pages get then. Raises SigningError where there is none."""
+        if self.held is not None and self._renewal.clock() >= self.held.usable_until:
+            self.held = None
+        self.held = self._renewal.look_up(self.held)
+        return self.held.value
+
+    def looks(self, number: int) -> str:
+        """So many, and what the last one gives."""
+        return [self.look() for _ in range(number)][-1]
+
+    @property
+    def ticket(self) -> Credential:
+        """The one held."""
+        assert self.held is not None
+        return self.held
+
+    @property
+    def error(self) -> SigningError | None:
+        """What last went wrong with WeChat."""
+        return self._renewal.back_off.error
+
+    @property
+    def pause(self) -> float:
+        """Seconds for which WeChat is left alone."""
+        return self._renewal.back_off.remaining
+
+    @property
+    def state(self) -> str:
+        """Whether credentials are shared, as /healthz says it."""
+        return self._cache.state
+
+    @property
+    def trouble(self) -> str:
+        """What does not work about Redis."""
+        return self._cache.trouble
+
+    def lock(self) -> AbstractContextManager[bool]:
+        """Gives whether the lock was free."""
+        return self._cache.lock(wait=0)
+
+
+class Background:
+    """A look in a thread of its own, as the server does."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.ticket = ""
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._look, args=(instance,))
+        self._thread.start()
+
+    def _look(self, instance: Instance) -> None:
+        try:
+            self.ticket = instance.look()
+        except SigningError as error:
+            self.error = error
+
+    def join(self) -> Background:
+        self._thread.join(PATIENCE)
+        return self
+
+
+def instance_for(
     wechat: Sandbox,
     redis_server: RedisServer | None = None,
     *,
     clock: Clock | None = None,
+    held: Credential | None = None,
     **more: Any,
-) -> Renewal:
-    """An instance's blocking half, as the server builds it."""
-    settings = settings_for(wechat, redis_server, **more)
-    return Renewal(WeChat(settings.wechat), Cache(settings, clock), settings)
+) -> Instance:
+    """An instance's blocking half, as the server builds it, for the settings of `settings_for`."""
+    return Instance(settings_for(wechat, redis_server, **more), clock, held)
+
+
+def tickets_of(settings: Settings, clock: Clock | None = None) -> JsapiTickets:
+    """An instance's ticket for pages, as the server builds it."""
+    return server.make_tickets(settings, Cache(settings, clock))
 
 
 def tickets_for(
@@ -524,8 +631,13 @@ def tickets_for(
     clock: Clock | None = None,
     **more: Any,
 ) -> JsapiTickets:
-    """An instance's ticket for pages, as the server builds it."""
-    return JsapiTickets(renewal_for(wechat, redis_server, clock=clock, **more))
+    """The same, for the settings of `settings_for`."""
+    return tickets_of(settings_for(wechat, redis_server, **more), clock)
+
+
+async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
+    """The server within this process, on these sockets, until a signal stops it."""
+    await server.serve(settings, Cache(settings), sockets)
 
 
 def write_ini(path: Path, wechat: Sandbox, *lines: str) -> Path:
@@ -533,6 +645,11 @@ def write_ini(path: Path, wechat: Sandbox, *lines: str) -> Path:
     head = ["[wechat]", f"appid = {wechat.appid}", f"secret = {wechat.secret}"]
     path.write_text("\n".join([*head, f"api = {wechat.url}", *lines]) + "\n", encoding="utf-8")
     return path
+
+
+def marker(value: str, *, beyond: int = 100_000) -> str:
+    """The marker of a ticket that WeChat granted for so many ms beyond its TTL."""
+    return f"{hashlib.sha1(value.encode()).hexdigest()} {beyond}"
 
 
 def assert_no_credential(text: str, issued: Iterable[str]) -> None:

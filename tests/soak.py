@@ -9,7 +9,6 @@ Exit status 1 when a signature was wrong, or a request failed while a usable tic
 from __future__ import annotations
 
 import argparse
-import hashlib
 import http.client
 import json
 import random
@@ -36,17 +35,18 @@ from harness import (
     Server,
     eventually,
     fetch,
+    marker,
     signature_of,
     write_ini,
 )
 from topologies import Sentinels
 
-from wechat_sign.tickets import LOOK_INTERVAL
+from wechat_sign.settings import Limits
 
 PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b"
 EXPIRE, RECHECK, TIMEOUT = 90, 2, 0.5
 """Seconds; a ticket outlives a back-off, so that no failure has that for an excuse."""
-NOTICED = RECHECK + 2 * LOOK_INTERVAL + 4 * TIMEOUT + 2
+NOTICED = RECHECK + 2 * Limits().look_interval + 4 * TIMEOUT + 2
 """Seconds after which a ticket rotated early must be out of use while all is well."""
 REDIS_NOTICED = 4
 """Seconds within which an instance that has no ticket finds one in a Redis that is back: it
@@ -252,8 +252,8 @@ class Soak:
         """As a replica does that lagged, or a restart from an old dump."""
         older = self.random.choice(self.tickets).value
         self.redis.run("SET", TICKET_KEY, older, "EX", EXPIRE // 2)
-        self.redis.run("SET", CHECKED_KEY, hashlib.sha1(older.encode()).hexdigest(), "EX", RECHECK)
-        self.over.wait(LOOK_INTERVAL + 2)  # nobody is cold while it is there
+        self.redis.run("SET", CHECKED_KEY, marker(older), "EX", RECHECK)
+        self.over.wait(Limits().look_interval + 2)  # nobody is cold while it is there
 
     def redis_keys_without_expiry(self) -> None:
         for key in self.redis.run("KEYS", "wechat:*:[aj]*"):

@@ -42,12 +42,12 @@ def quarters(around: Surroundings, minutes: int) -> list[Figures]:
     seen = [Figures(str(number), f"{number}.") for number in range(1, QUARTERS + 1)]
     for minute in range(minutes):
         figures = seen[QUARTERS * minute // minutes]
-        commands = around.redis.counting()
-        for name, seconds in LOAD.items():
-            for what, figure in around.measure(running[name], seconds=seconds).items():
-                figures.note(f"{name} {what}", figure)
-            figures.note(f"{name} resident", running[name].resident())
-        figures.note("commands", commands() / sum(LOAD.values()))
+        with around.redis.watching() as sent:
+            for name, seconds in LOAD.items():
+                for what, figure in around.measure(running[name], seconds=seconds).items():
+                    figures.note(f"{name} {what}", figure)
+                figures.note(f"{name} resident", running[name].resident())
+            figures.note("commands", len(sent()) / sum(LOAD.values()))
         figures.note("calls", around.wechat.calls.total())
         say(f"minute {minute + 1}")
     return seen

@@ -3,30 +3,37 @@ here, as Redis would; the cache's clock is moved by the test."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import CHECKED_KEY, LOCK_KEY, MovedClock, RedisServer, eventually
+from harness import (
+    CHECKED_KEY,
+    LOCK_KEY,
+    TICKET_KEY,
+    TOKEN_KEY,
+    MovedClock,
+    RedisServer,
+    eventually,
+    marker,
+    settings_for,
+)
 
-from wechat_sign.breaker import REDIS_PAUSE
 from wechat_sign.cache import Cache
 from wechat_sign.credentials import Credential
 from wechat_sign.errors import LockedElsewhere
-from wechat_sign.settings import RedisSettings, Settings, WeChatSettings
-from wechat_sign.store import UNDATED_LIFE
+from wechat_sign.settings import Limits
 
-KEY = "wechat:wxsandbox:jsapi_ticket"
-OTHER_KEY = "wechat:wxsandbox:access_token"
+KEY, OTHER_KEY = TICKET_KEY, TOKEN_KEY
+REDIS_PAUSE = Limits().redis_pause
 
 
 def cache_on(server: RedisServer | None, clock: MovedClock, **more: Any) -> Cache:
     """With None, the cache is this process's own."""
     appid = more.pop("appid", "wxsandbox")
-    if server is not None:
-        more = {"host": "127.0.0.1", "port": server.port, **more}
-    return Cache(Settings(WeChatSettings(appid, "s"), RedisSettings(**more)), clock)
+    account: Any = SimpleNamespace(appid=appid, secret="s", url="")
+    return Cache(settings_for(account, server, **more), clock)
 
 
 def lasting(clock: MovedClock, value: str, life: float, fresh_for: float = 0) -> Credential:
@@ -78,7 +85,7 @@ def test_redis_holds_a_plain_string_with_an_expiry_and_the_marker_its_digest(
     cache_on(redis_server, clock).put(KEY, lasting(clock, "t1cket", 7100, fresh_for=600))
     assert redis_server.run("GET", KEY) == "t1cket"
     assert 7_099_000 < redis_server.run("PTTL", KEY) <= 7_100_000
-    assert redis_server.run("GET", CHECKED_KEY) == hashlib.sha1(b"t1cket").hexdigest() + " 100000"
+    assert redis_server.run("GET", CHECKED_KEY) == marker("t1cket")
     assert 599_000 < redis_server.run("PTTL", CHECKED_KEY) <= 600_000
 
 
@@ -106,9 +113,9 @@ def test_what_is_known_to_be_fresh_is_looked_at_by_two_commands(
     one.put(KEY, lasting(clock, "t", 1000, fresh_for=100))
     for cache in (one, other):
         cache.get(KEY)
-        commands = redis_server.counting()
-        assert value_of(cache.get(KEY)) == "t"
-        assert commands() == 2
+        with redis_server.watching() as sent:
+            assert value_of(cache.get(KEY)) == "t"
+            assert len(sent()) == 2
 
 
 @pytest.mark.parametrize(
@@ -155,7 +162,7 @@ def test_a_life_that_is_not_wechats_says_nothing(
     redis_server.run("SET", KEY, "t", *life)
     found = cache_on(redis_server, clock).get(KEY)
     assert found is not None
-    assert found.expires == clock.now + UNDATED_LIFE
+    assert found.expires == clock.now + Limits().undated_life
 
 
 @pytest.mark.parametrize(

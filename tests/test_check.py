@@ -1,75 +1,135 @@
 from __future__ import annotations
 
+import logging
 import os
 import pty
 import re
+import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from unicodedata import east_asian_width
 
 import pytest
+from conftest import Main
 from harness import (
+    LOCK_KEY,
     ROOT,
     Fault,
     RedisServer,
     Sandbox,
     Server,
     Start,
-    fetch,
+    assert_no_credential,
+    assert_signs,
     run_check,
+    write_ini,
 )
+
+import server
+from wechat_sign.settings import Limits
+
+HAN = re.compile("[一-鿿]")
+STEPS = ["settings", "Redis", "access_token", "jsapi_ticket", "signature"]
 
 
 class Check:
-    """Runs `--check` against the sandbox; what it prints may have no credential in it. Its lines
-    are given without the notes, which tell of the host that the tests run on."""
+    """Runs `--check` against the sandbox, within this process; what it prints may have no
+    credential in it. Its lines are given without the notes, which tell of the host that the tests
+    run on."""
 
-    def __init__(self, wechat: Sandbox, folder: Path) -> None:
+    limits = Limits()
+
+    def __init__(self, wechat: Sandbox, ini: Path, main: Main) -> None:
         self.wechat = wechat
-        self.ini = folder / "check.ini"
+        self.ini = ini
+        self._main = main
+
+    def all(self, *lines: str) -> tuple[int, list[str]]:
+        """The exit status and every line; `lines` go on with the INI file."""
+        command = ["--config", str(write_ini(self.ini, self.wechat, *lines)), "--check"]
+        status, printed, complained = self._main(*command, limits=self.limits)
+        assert_no_credential(printed, self.wechat.issued)
+        assert "\033" not in printed
+        assert complained == ""
+        return status, printed.splitlines()
 
     def __call__(self, *lines: str) -> tuple[int, list[str]]:
-        status, said = run_check(self.wechat, self.ini, *lines)
-        return status, re.sub("(?m)^note .*\n .*\n", "", said).splitlines()
+        status, printed = self.all(*lines)
+        text = re.sub("(?m)^(?:note|提示) .*\n .*\n", "", "\n".join([*printed, ""]))
+        return status, text.splitlines()
 
 
 @pytest.fixture
-def check(wechat: Sandbox, tmp_path: Path) -> Check:
-    return Check(wechat, tmp_path)
+def check(wechat: Sandbox, tmp_path: Path, main: Main) -> Check:
+    return Check(wechat, tmp_path / "check.ini", main)
 
 
-def on(redis_server: RedisServer, *more: str) -> list[str]:
-    return [*redis_server.ini, *more]
+@pytest.fixture
+def chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal whose locale is Chinese."""
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
 
 
 def names(lines: list[str]) -> list[str]:
     return [" ".join(line.split()[:2]) for line in lines]
 
 
-ALL = ["ok settings", "ok Redis", "ok access_token", "ok jsapi_ticket", "ok signature"]
+ALL = [f"ok {step}" for step in STEPS]
 
 
 def test_all_well_is_a_line_for_each_step(check: Check, redis_server: RedisServer) -> None:
-    status, lines = check(*on(redis_server))
-    assert (status, names(lines)) == (0, ALL)
-    assert "fetched by token" in lines[2]
-    assert "expires in 7" in lines[3]
-    assert check.wechat.calls == {"token": 1, "getticket": 1}
+    for again in (False, True):
+        status, lines = check(*redis_server.ini)
+        assert (status, names(lines)) == (0, ALL)
+        assert lines[0] == (
+            f"ok    settings      {check.ini}: appid wxsandbox, token at {check.wechat.url}"
+        )
+        place = f"127.0.0.1:{redis_server.port}/0"
+        assert re.fullmatch(
+            rf"ok    Redis         {place} answers \(\d+ ms\), lock works", lines[1]
+        )
+        token, ticket = lines[2].split("  ")[-1], lines[3].split("  ")[-1]
+        if again:
+            assert re.fullmatch(r"in the cache, expires in 7\d\d\d s", token)
+            assert re.fullmatch(r"in the cache, expires in 7\d\d\d s", ticket)
+        else:
+            assert re.fullmatch(r"fetched by token \(\d+ ms\)", token)
+            assert re.fullmatch(r"fetched \(\d+ ms\), expires in 7\d\d\d s", ticket)
+        assert lines[4] == "ok    signature     made for https://h5.example.com/"
+        assert check.wechat.calls == {"token": 1, "getticket": 1}
 
-    status, lines = check(*on(redis_server))
+
+def test_what_another_instance_has_is_told(check: Check, redis_server: RedisServer) -> None:
+    redis_server.put_ticket("another", 100, checked=True)
+    redis_server.run("SET", LOCK_KEY, "another's", "PX", 60_000)
+    status, lines = check(*redis_server.ini)
     assert (status, names(lines)) == (0, ALL)
-    assert "in the cache" in lines[2]
-    assert "in the cache" in lines[3]
-    assert check.wechat.calls == {"token": 1, "getticket": 1}
+    assert lines[1].endswith(" ms), lock works (an instance has it just now)")
+    assert lines[2].endswith("  not in the cache, and not needed while the ticket is")
+    assert re.search(r"  in the cache, expires in (100|9\d) s$", lines[3])
+    assert not check.wechat.calls
+
+
+def test_the_process_ends_with_the_same(wechat: Sandbox, tmp_path: Path) -> None:
+    status, printed = run_check(wechat, tmp_path / "check.ini")
+    assert status == 0
+    assert [line for line in ALL if line not in names(printed.splitlines())] == []
+    wechat.faults["token"] = Fault(errcode=40125)
+    assert run_check(wechat, tmp_path / "check.ini")[0] == 1
 
 
 def test_beside_a_running_server_it_asks_for_nothing_and_kills_nothing(
     check: Check, start: Start, redis_server: RedisServer
 ) -> None:
-    running = start(*on(redis_server))
-    assert fetch(f"{running.url}/getApi?url=https://a/")[0] == 200
-    assert check(*on(redis_server))[0] == 0
+    running = start(*redis_server.ini)
+    assert_signs(running, check.wechat)
+    assert check(*redis_server.ini)[0] == 0
+    assert_signs(running, check.wechat)
     assert check.wechat.calls == {"token": 1, "getticket": 1}
 
 
@@ -79,146 +139,245 @@ def test_without_redis_it_says_what_that_means(check: Check) -> None:
     assert "credentials are its own" in lines[1]
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "fault", "step", "words"),
-    [
-        (
-            "token",
-            Fault(errcode=40164),
-            "access_token",
-            "add 203.0.113.7 to the account's IP white",
-        ),
-        (
-            "token",
-            Fault(errcode=40164),
-            "access_token",
-            "微信公众平台 → 设置与开发 → 基本配置 → IP白名单",
-        ),
-        ("token", Fault(errcode=40125), "access_token", "secret is not the one of this appid"),
-        ("token", Fault(errcode=40001), "access_token", "secret is not the one of this appid"),
-        ("token", Fault(errcode=40013), "access_token", "appid is wrong"),
-        ("token", Fault(hang_up=True), "access_token", "DNS, firewall, proxy"),
-        ("getticket", Fault(errcode=40164), "jsapi_ticket", "add 203.0.113.7"),
-        ("getticket", Fault(errcode=40001), "jsapi_ticket", "another program replaced"),
-        ("getticket", Fault(errcode=48001), "jsapi_ticket", "微信认证"),
-        ("getticket", Fault(body=b"<html>"), "jsapi_ticket", "DNS, firewall, proxy"),
-    ],
-)
-def test_a_refusal_ends_it_with_what_to_do(
-    check: Check, redis_server: RedisServer, endpoint: str, fault: Fault, step: str, words: str
-) -> None:
-    check.wechat.faults[endpoint] = fault
-    status, lines = check(*on(redis_server))
-    assert status == 1
-    assert names(lines)[-2] == f"FAIL {step}"
-    assert lines[-1].startswith("      What to do: ")
-    assert words in lines[-1]
+def test_a_refusal_ends_it_with_what_to_do(check: Check, redis_server: RedisServer) -> None:
+    for endpoint, fault, words in (
+        ("token", Fault(errcode=40164), "add 203.0.113.7 to the account's IP white"),
+        ("token", Fault(errcode=40164), "微信公众平台 → 设置与开发 → 基本配置 → IP白名单"),
+        ("token", Fault(errcode=40125), "secret is not the one of this appid"),
+        ("token", Fault(errcode=40001), "secret is not the one of this appid"),
+        ("token", Fault(errcode=40013), "appid is wrong"),
+        ("token", Fault(hang_up=True), "DNS, firewall, proxy"),
+        ("getticket", Fault(errcode=40164), "add 203.0.113.7"),
+        ("getticket", Fault(errcode=40001), "another program replaced"),
+        ("getticket", Fault(errcode=48001), "微信认证"),
+        ("getticket", Fault(body=b"<html>"), "DNS, firewall, proxy"),
+    ):
+        redis_server.run("FLUSHALL")
+        check.wechat.faults = {endpoint: fault}
+        status, lines = check(*redis_server.ini)
+        step = {"token": "access_token", "getticket": "jsapi_ticket"}[endpoint]
+        assert (status, names(lines)[-2]) == (1, f"FAIL {step}"), fault
+        assert lines[-1].startswith("      What to do: "), fault
+        assert words in lines[-1], fault
 
 
 def test_a_refusal_while_the_ticket_serves_on_is_told(
     check: Check, redis_server: RedisServer
 ) -> None:
-    redis_server.run("SET", "wechat:wxsandbox:jsapi_ticket", "old", "EX", 100)
+    redis_server.put_ticket("old", 100)
     check.wechat.faults["token"] = Fault(errcode=40164)
-    status, lines = check(*on(redis_server))
+    status, lines = check(*redis_server.ini)
     assert status == 1
     assert names(lines)[-2] == "FAIL access_token"
 
 
-@pytest.fixture(
-    params=["refused", "password", "no password", "needless password", "hangs", "TLS", "name"]
-)
-def broken(request: pytest.FixtureRequest) -> Iterator[tuple[list[str], str]]:
-    """Lines for [redis], and words of the advice."""
-    needs = [] if request.param == "needless password" else ["--requirepass", "right"]
-    server = RedisServer(*needs)
-    port = f"port = {server.port}"
-    if request.param == "refused":
-        server.kill()
-    elif request.param == "hangs":
-        server.pause()
-    lines, words = {
-        "refused": ([port], "start Redis, or correct host and port"),
-        "password": ([port, "password = wr0ng"], "correct password"),
-        "no password": ([port], "correct password"),
-        "needless password": ([port, "password = wr0ng"], "this Redis has no password"),
-        "hangs": ([port], "whether Redis hangs"),
-        "TLS": ([port, "tls = yes"], "tls in [redis]"),
-        "name": (["host = no.such.host.invalid"], "not known to DNS"),
-    }[request.param]
-    host = [] if request.param == "name" else ["host = 127.0.0.1"]
-    yield ["[redis]", *host, *lines], words
-    server.stop()
+@pytest.fixture
+def locked_redis() -> Iterator[RedisServer]:
+    """A Redis with a password, to be killed and paused."""
+    started = RedisServer(password="right")
+    yield started
+    started.stop()
 
 
 def test_a_redis_in_trouble_ends_it_with_host_port_and_cause(
-    check: Check, broken: tuple[list[str], str]
+    check: Check,
+    locked_redis: RedisServer,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lines, words = broken
-    status, said = check(*lines)
-    assert status == 1
-    assert names(said)[1] == "FAIL Redis"
-    assert "127.0.0.1:" in said[1] or "no.such.host.invalid:6379" in said[1]
-    assert words in said[2]
-    assert "wr0ng" not in "".join(said)
-    assert not check.wechat.calls
+    def not_known(*_given: object, **_more: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    def fails(ini: list[str], words: str, *more: str, place: str = "") -> None:
+        status, lines = check(*ini, *more)
+        assert (status, names(lines)[1]) == (1, "FAIL Redis"), words
+        assert (place or f"127.0.0.1:{ini[-1].split()[-1]}/0, ") in lines[1], words
+        assert words in lines[2], lines
+        assert "wr0ng" not in "".join(lines)
+        assert not check.wechat.calls
+
+    fails(locked_redis.ini, "correct password", "password = wr0ng")
+    fails(locked_redis.ini, "correct password")
+    fails(redis_server.ini, "this Redis has no password", "password = wr0ng")
+    check.limits = Limits(redis_timeout=0.5)
+    fails(locked_redis.ini, "tls in [redis]", "tls = yes")
+    locked_redis.pause()
+    fails(locked_redis.ini, "whether Redis hangs")
+    locked_redis.resume()
+    locked_redis.kill()
+    fails(locked_redis.ini, "start Redis, or correct host and port")
+    monkeypatch.setattr(socket, "getaddrinfo", not_known)
+    ini = ["[redis]", "host = redis.test"]
+    fails(ini, "not known to DNS", place="redis.test:6379/0, ")
 
 
 def test_a_redis_that_can_not_be_written_is_told(check: Check, own_redis: RedisServer) -> None:
     own_redis.run("CONFIG", "SET", "maxmemory", "1")
-    status, lines = check(*on(own_redis))
+    status, lines = check(*own_redis.ini)
     assert status == 1
     assert names(lines)[-2] == "FAIL Redis"
     assert "maxmemory" in lines[-1]
+
+
+def test_a_redis_that_goes_away_meanwhile_is_told(
+    check: Check, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    respond = check.wechat.respond
+
+    def kill_and_respond(*given: Any) -> tuple[int, bytes]:
+        own_redis.kill()
+        return respond(*given)
+
+    monkeypatch.setattr(check.wechat, "respond", kill_and_respond)
+    status, lines = check(*own_redis.ini)
+    assert status == 1
+    assert names(lines)[:-1] == [*ALL[:-1], "FAIL Redis"]
+    assert "start Redis" in lines[-1]
 
 
 def test_a_wrong_ini_file_is_a_step_that_failed(check: Check) -> None:
     status, lines = check("timeout = soon", "[redis]", "port = x")
     assert status == 1
     assert names(lines) == ["FAIL settings", "FAIL settings"]
+    assert all(f" {check.ini}: [" in line for line in lines)
 
 
-def test_what_is_less_safe_than_it_could_be_is_a_note(wechat: Sandbox, tmp_path: Path) -> None:
-    ini = tmp_path / "check.ini"
-    ini.touch(0o644)
-    status, said = run_check(wechat, ini)
+def test_what_is_less_safe_than_it_could_be_is_a_note(check: Check) -> None:
+    check.ini.touch(0o644)
+    status, lines = check.all()
     assert status == 0
-    lines = said.splitlines()
     assert lines[0].startswith("ok    settings ")
     assert lines[1] == "note  safety        any page is signed with this account"
     assert lines[2].startswith("      What to do: list the hosts of your pages in page_hosts")
-    assert lines[3] == f"note  safety        every user of this host may read secret in {ini}"
+    assert lines[3] == f"note  safety        every user of this host may read secret in {check.ini}"
     assert lines[4].startswith("      What to do: chmod 600 the file")
 
-    ini.chmod(0o600)
-    status, said = run_check(wechat, ini, "[server]", "address = 127.0.0.1", "[redis]", "host = -")
+    check.ini.chmod(0o600)
+    status, lines = check.all("[server]", "address = 127.0.0.1", "[redis]", "host = -")
     assert status == 1
-    assert "any page is signed" not in said
-    assert "every user of this host" not in said
+    assert "any page is signed" not in "".join(lines)
+    assert "every user of this host" not in "".join(lines)
 
 
-def test_the_sandbox_is_not_noted_about() -> None:
+def test_the_sandbox_is_named_and_not_noted_about() -> None:
     checked = Server("--sandbox", "--check", "--address", "0.0.0.0")
     assert checked.wait() == 0
-    assert names(checked.output.splitlines()) == ALL
+    lines = checked.output.splitlines()
+    assert names(lines) == ALL
+    assert lines[0].startswith("ok    settings      the sandbox: appid wxsandbox, token at http://")
 
 
-def test_where_nobody_reads_on_it_ends_without_a_word() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, str(ROOT / "server.py"), "--sandbox", "--check"]
-    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
-    os.close(writer)
-    assert (ended.returncode, ended.stderr) == (1, b"")
+# --- in a Chinese terminal ------------------------------------------------------------------------
 
 
-def test_it_is_coloured_on_a_terminal_unless_no_color_is_set() -> None:
-    for environ, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+def width(text: str) -> int:
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+@pytest.mark.usefixtures("chinese")
+def test_in_a_chinese_terminal_it_is_chinese_and_stays_in_its_columns(
+    check: Check, redis_server: RedisServer
+) -> None:
+    for again in (False, True):
+        status, lines = check(*redis_server.ini)
+        steps = ["配置", "Redis", "access_token", "jsapi_ticket", "签名"]
+        assert (status, names(lines)) == (0, [f"通过 {step}" for step in steps])
+        for line in lines:
+            columns, text = re.fullmatch(r"(\S+ +\S+ +)(.*)", line).groups()  # type: ignore[union-attr]
+            assert width(columns) == 20
+            assert HAN.search(text)
+        assert ("取自缓存" in lines[3]) is again
+
+
+def test_in_a_chinese_terminal_the_sandbox_is_checked_in_chinese() -> None:
+    checked = Server("--sandbox", "--check", LC_ALL="zh_CN.UTF-8")
+    assert checked.wait() == 0
+    lines = checked.output.splitlines()
+    assert len(lines) == 5
+    assert all(len(HAN.findall(line)) > 4 for line in lines)
+    assert "沙箱：appid wxsandbox" in lines[0]
+
+
+@pytest.mark.usefixtures("chinese")
+def test_a_refusal_is_told_in_chinese_with_the_chinese_advice_alone(check: Check) -> None:
+    no_answer, check_host = "未得到微信对 token 的有效应答：", "请检查本服务器"
+    for fault, words, advice in (
+        (
+            Fault(errcode=40164),
+            "微信拒绝了 token 请求，错误码 40164（invalid ip 203.0.113.7 ",
+            "请把 203.0.113.7 加入 IP白名单：",
+        ),
+        (Fault(body=b"<html>"), f"{no_answer}应答不是 JSON", check_host),
+        (Fault(body=b"{}"), f"{no_answer}应答中没有 access_token", check_host),
+        (Fault(hang_up=True), f"{no_answer}ConnectionError/", check_host),
+    ):
+        check.wechat.faults["token"] = fault
+        status, lines = check()
+        assert status == 1
+        assert lines[-2].startswith("失败  access_token  ")
+        assert words in lines[-2]
+        assert lines[-1].startswith(f"      处理办法：{advice}")
+        assert " / " not in lines[-1]
+
+
+@pytest.mark.usefixtures("chinese")
+def test_redis_in_trouble_has_the_chinese_advice(check: Check, own_redis: RedisServer) -> None:
+    own_redis.kill()
+    status, lines = check(*own_redis.ini)
+    assert status == 1
+    assert lines[-2].startswith(f"失败  Redis         127.0.0.1:{own_redis.port}/0")
+    assert lines[-1].startswith("      处理办法：请启动 Redis")
+
+
+@pytest.mark.usefixtures("chinese")
+def test_what_is_less_safe_than_it_could_be_is_a_chinese_note(check: Check) -> None:
+    check.ini.touch(0o644)
+    status, lines = check.all("[redis]", "password = s3cr3t")
+    assert status == 0
+    assert lines[1] == "提示  安全          任何网页都能用这个公众号签名"
+    assert lines[2].startswith("      处理办法：请在 [jssdk]")
+    place = f"本机的所有用户都能读取 {check.ini} 中的 secret 与 password"
+    assert lines[3] == f"提示  安全          {place}"
+
+
+# --- where it is printed --------------------------------------------------------------------------
+
+
+def test_it_is_coloured_on_a_terminal_unless_no_color_is_set(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ini = str(write_ini(check.ini, check.wechat))
+    check.ini.chmod(0o644)
+    check.wechat.faults["getticket"] = Fault(errcode=48001)
+    for value, coloured in (("", True), ("1", False)):
         master, slave = pty.openpty()
-        command = [sys.executable, str(ROOT / "server.py"), "--sandbox", "--check"]
-        subprocess.check_call(command, stdout=slave, env={**os.environ, **environ})
-        os.close(slave)
-        printed = os.read(master, 65536).decode()
+        monkeypatch.setenv("NO_COLOR", value)
+        with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", terminal)
+            assert server.main(["--config", ini, "--check"]) == 1
+        logging.disable(logging.NOTSET)
+        printed = ""
+        with suppress(OSError):  # how a terminal ends on Linux
+            while received := os.read(master, 65536):
+                printed += received.decode()
         os.close(master)
-        assert ("\033[32mok" in printed) is coloured
-        assert "signature" in printed
+        for colour, word in ((32, "ok  "), (33, "note"), (31, "FAIL")):
+            assert (f"\033[{colour}m{word}\033[0m  " in printed) is coloured
+            assert word in printed
+        assert ("\033" in printed) is coloured
+
+
+def test_where_it_can_not_be_printed_it_ends_without_a_traceback() -> None:
+    command = f"{shlex.quote(sys.executable)} server.py --sandbox --check"
+    reader, unread = os.pipe()
+    os.close(reader)
+    with os.fdopen(unread, "w") as pipe, open("/dev/full", "w") as full:
+        for output, closed, status in ((pipe, "", 1), (full, "", 1), (full, ">&-", 0)):
+            done = subprocess.run(
+                ["bash", "-c", f"{command} {closed}"],  # noqa: S607
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+            assert (done.returncode, done.stderr) == (status, b""), (output, closed)

@@ -4,114 +4,283 @@ import configparser
 import re
 from collections.abc import Iterator
 
-import pytest
-from harness import ROOT
+from harness import NOT_IN_WHITELIST, ROOT
 
-from wechat_sign import errors
-from wechat_sign.errors import Advice, WeChatRefused, redis_advice
-
-TABLE = configparser.ConfigParser(interpolation=None, delimiters=("=",))
-TABLE.read(ROOT / "wechat_sign" / "advice.ini", encoding="utf-8")
-ADVICE = [Advice(row["en"], row["zh"]) for row in TABLE.values() if "en" in row]
-
-
-@pytest.mark.parametrize("endpoint", ["token", "stable_token", "getticket"])
-@pytest.mark.parametrize(
-    "errcode",
-    [-1, -1000, 40001, 40002, 40013, 40014, 40125, 40164, 40243, 41002, 41004, 42001]
-    + [43002, 45009, 45011, 48001, 61004, 89501, 89503, 89506, 89507],
+from wechat_sign.errors import (
+    ABOUT_THE_HOST,
+    CAUSES,
+    NO_ADVICE,
+    TOKEN_REFUSED,
+    Advice,
+    BadPageUrl,
+    ConfigError,
+    LockedElsewhere,
+    PageHostNotAllowed,
+    Stopping,
+    Unexpected,
+    WeChatRefused,
+    WeChatUnreachable,
+    redis_advice,
+    start_advice,
 )
-def test_every_errcode_that_matters_has_advice(errcode: int, endpoint: str) -> None:
-    refusal = WeChatRefused(errcode, "whatever", endpoint=endpoint)
-    unknown = WeChatRefused(99, "whatever", endpoint=endpoint).advice
-    assert refusal.advice.en != unknown.en
-    assert refusal.advice.zh != unknown.zh
-    assert "{" not in refusal.advice.en + refusal.advice.zh
-    assert str(refusal) == (
-        f"WeChat refused {endpoint} with errcode {errcode} (whatever). "
-        f"What to do: {refusal.advice.en} / {refusal.advice.zh}"
-    )
+
+REFUSALS = {
+    # errcode: words of the advice in both languages, and whether it may pass by itself
+    -1: ("WeChat is busy", "微信系统繁忙", True),
+    -1000: ("WeChat is busy", "微信系统繁忙", True),
+    40001: ("secret is not the one of this appid", "secret 与该 appid 不匹配", False),
+    40002: ("this should not happen", "正常情况下不会出现", False),
+    40013: ("appid is wrong", "appid 有误", False),
+    40014: ("the access_token was not valid", "access_token 无效", True),
+    40125: ("secret is not the one of this appid", "重新复制开发者密码", False),
+    40164: ("whether this host leaves by several", "是否有多个出口 IP", False),
+    40243: ("the secret is frozen", "AppSecret 已被冻结", False),
+    41002: ("appid did not reach WeChat", "appid 没有传到微信", False),
+    41004: ("secret did not reach WeChat", "secret 没有传到微信", False),
+    42001: ("the access_token had expired", "access_token 已过期", True),
+    43002: ("the request's method was changed", "请求方法在途中被改动", False),
+    45009: ("the day's quota of this call is used up", "当天的调用次数已用完", False),
+    45011: ("too many calls within a minute", "一分钟内调用过于频繁", False),
+    48001: ("the account lacks the right", "需要先完成微信认证", False),
+    61004: ("whether this host leaves by several", "是否有多个出口 IP", False),
+    89501: ("an administrator of the account must confirm", "需先由公众号管理员", False),
+    89503: ("an administrator of the account must confirm", "需先由公众号管理员", False),
+    89506: ("again after 24 hours", "24 小时后才能再次申请", False),
+    89507: ("again after 1 hour", "1 小时后才能再次申请", False),
+    99: ("look the errcode up at developers.weixin.qq.com", "请在 developers.weixin.qq.com", False),
+}
 
 
-def test_an_unknown_errcode_says_where_to_look() -> None:
-    advice = WeChatRefused(99, "x", endpoint="token").advice
-    assert "developers.weixin.qq.com" in advice.en
-    assert "developers.weixin.qq.com" in advice.zh
+def test_an_errcode_has_its_advice_and_only_what_may_pass_is_transient() -> None:
+    for errcode, (english, chinese, transient) in REFUSALS.items():
+        for endpoint in ("token", "stable_token", "getticket"):
+            if (errcode, endpoint) == (40001, "getticket"):
+                english, chinese, transient = "another program replaced", "已被其他程序刷新", True
+            refusal = WeChatRefused(errcode, "some words", endpoint=endpoint)
+            place = f"{errcode} at {endpoint}"
+            assert english in refusal.advice.en, place
+            assert chinese in refusal.advice.zh, place
+            assert refusal.transient is transient, place
+            assert (refusal.errcode, refusal.endpoint) == (errcode, endpoint)
+            assert refusal.errmsg == "some words"
+            assert refusal.kind == f"WeChat refused {endpoint} with errcode {errcode}"
+            assert refusal.what == f"{refusal.kind} (some words)"
+            assert "{" not in str(refusal)
+            told = f"{refusal.advice.en} / {refusal.advice.zh}"
+            assert str(refusal) == f"{refusal.what}. What to do: {told}"
 
 
-@pytest.mark.parametrize(
-    ("errmsg", "address"),
-    [
-        ("invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6", "203.0.113.7"),
-        ("invalid ip 2001:db8::7, not in whitelist hint: [x]", "2001:db8::7"),
-    ],
-)
-def test_40164_names_the_very_address_to_add(errmsg: str, address: str) -> None:
-    refusal = WeChatRefused(40164, errmsg, endpoint="token")
-    assert refusal.address == address
-    assert f"add {address} to" in refusal.advice.en
-    assert f"请把 {address} 加入 IP白名单" in refusal.advice.zh
-    assert "IP白名单" in refusal.advice.en
+def test_a_token_is_at_fault_for_three_errcodes_and_a_hosts_address_for_two() -> None:
+    assert {40001, 40014, 42001} == TOKEN_REFUSED
+    assert {40164, 61004} == ABOUT_THE_HOST
 
 
-def test_where_wechat_names_no_address_the_advice_has_words_for_it() -> None:
-    refusal = WeChatRefused(61004, "access clientip is not registered", endpoint="token")
-    assert refusal.address == ""
-    assert "add this server's public address to" in refusal.advice.en
-    assert "请把 本服务器的公网 IP 加入" in refusal.advice.zh
+def test_the_advice_names_the_address_that_wechat_saw_and_the_public_is_not_told_it() -> None:
+    for errmsg, address in {
+        NOT_IN_WHITELIST: "203.0.113.7",
+        "invalid ip 2001:db8::7, not in whitelist hint: [x]": "2001:db8::7",
+        f"invalid ip 1.2.3, {'f' * 39}": "1.2.3",
+    }.items():
+        refusal = WeChatRefused(40164, errmsg, endpoint="token")
+        assert refusal.address == address
+        assert refusal.advice.en.startswith(f"add {address} to the account's IP whitelist")
+        assert refusal.advice.zh.startswith(f"请把 {address} 加入 IP白名单")
+        public = refusal.public_advice
+        assert address not in str(public) + refusal.kind
+        assert public.en.startswith("add this server's public address to the account's IP white")
+        assert public.zh.startswith("请把 本服务器的公网 IP 加入 IP白名单")
+    for errmsg in ("access clientip is not registered", "invalid ip 1.", "invalid ip :x"):
+        refusal = WeChatRefused(61004, errmsg, endpoint="token")
+        assert refusal.address == ""
+        assert refusal.advice == refusal.public_advice
+        assert "add this server's public address to" in refusal.advice.en
 
 
-def test_40001_means_the_secret_at_token_and_a_replaced_token_at_getticket() -> None:
-    for endpoint in ("token", "stable_token"):
-        at_token = WeChatRefused(40001, "invalid credential", endpoint=endpoint)
-        assert "secret is not the one" in at_token.advice.en
-        assert "AppSecret" in at_token.advice.zh
-        assert not at_token.transient
-    at_ticket = WeChatRefused(40001, "invalid credential", endpoint="getticket")
-    assert "another program" in at_ticket.advice.en
-    assert "其他程序" in at_ticket.advice.zh
-    assert at_ticket.transient
+def test_what_wechat_and_callers_say_is_shown_printable_and_short() -> None:
+    refusal = WeChatRefused(1, "a\x9b2J" + "x" * 400, endpoint="token")
+    assert refusal.errmsg.startswith(r"a\x9b2Jx")
+    assert refusal.errmsg.isprintable()
+    assert len(refusal.errmsg) == 300
+    assert refusal.errmsg in refusal.what
+    error = PageHostNotAllowed("a\u202e" + "x" * 400)
+    assert error.what.startswith(r"pages on a\u202exxx")
+    assert error.what.endswith("x are not signed here: page_hosts does not list it")
+    assert error.what.count("x") == 253 - len(r"a\u202e")
 
 
 def test_an_error_without_advice_is_its_sentence() -> None:
-    error = errors.PageHostNotAllowed("a.example")
-    assert str(error) == error.what
-    assert error.advice.en == error.advice.zh == ""
+    for error in (
+        BadPageUrl("url is empty"),
+        PageHostNotAllowed("a.example"),
+        ConfigError("appid is required", "secret is required"),
+        Stopping(),
+    ):
+        assert str(error) == error.what == error.kind
+        assert error.advice == error.public_advice == NO_ADVICE == ("", "")
+        assert not error.transient
+    assert str(BadPageUrl("url is empty")) == "url is empty"
+    assert str(Stopping()) == "the server is stopping"
+    wrong = ConfigError("appid is required", "secret is required")
+    assert str(wrong) == "appid is required\nsecret is required"
+    assert wrong.problems == ("appid is required", "secret is required")
 
 
-def test_unknown_trouble_with_redis_has_advice_too() -> None:
-    assert "log of Redis" in redis_advice("something new").en
-    assert "Redis 的日志" in redis_advice("something new").zh
+def raised() -> Exception:
+    try:
+        raise KeyError("s3cr3t")
+    except KeyError as error:
+        return error
 
 
-@pytest.mark.parametrize("advice", ADVICE)
-def test_every_advice_is_in_two_languages(advice: Advice) -> None:
-    assert re.match("[A-Za-z]", advice.en)
-    assert re.search("[一-鿿]", advice.zh)
-    assert not advice.en.endswith(".")
-    assert not advice.zh.endswith("。")
-    assert not re.search("[一-鿿] ?[,;:!?()]|[,;:!?()] ?[一-鿿]", advice.zh), "half-width"
-    assert "\n" not in str(advice)
+def test_what_may_pass_is_told_with_its_cause_and_what_to_do() -> None:
+    unreachable = WeChatUnreachable("HTTP 502", endpoint="getticket")
+    assert unreachable.endpoint == "getticket"
+    assert unreachable.kind == "no usable answer from WeChat to getticket"
+    assert unreachable.what == f"{unreachable.kind}: HTTP 502"
+    unexpected = Unexpected(raised())
+    assert re.fullmatch(r"KeyError in test_errors\.py, line \d+", unexpected.what)
+    assert "s3cr3t" not in str(unexpected)
+    elsewhere = LockedElsewhere()
+    assert elsewhere.what == ("another instance holds the lock and is asking WeChat for the ticket")
+    for error, english, chinese in (
+        (unreachable, "(DNS, firewall, proxy)", "DNS、防火墙、代理"),
+        (unexpected, "a mistake in the server itself", "本服务自身的错误"),
+        (elsewhere, "look at that instance's log", "请查看该实例的日志"),
+    ):
+        assert error.transient
+        assert error.advice == error.public_advice
+        assert english in error.advice.en
+        assert chinese in error.advice.zh
+        assert str(error) == f"{error.what}. What to do: {error.advice.en} / {error.advice.zh}"
+
+
+REDIS = {
+    # words of the advice, and what Redis or redis-py say
+    "ACL line": (
+        "NoPermissionError: this user has no permissions to run the 'get' command",
+        "ResponseError: NOPERM No permissions to access a key",
+    ),
+    "this Redis has no password": (
+        "AuthenticationError: AUTH <password> called without any password configured",
+    ),
+    "correct password": (
+        "AuthenticationError: Authentication required.",
+        "ResponseError: NOAUTH Authentication needed.",
+        "ResponseError: WRONGPASS",
+        "ResponseError: invalid username-password pair or user is disabled.",
+    ),
+    "set tls in [redis]": (
+        "ConnectionError: Error 1 connecting to h:6379. [SSL] record layer failure.",
+        "ConnectionError: Connection closed by server.",
+        "ConnectionError: Error while reading from h:1 : (104, 'Connection reset by peer')",
+    ),
+    "start Redis, or correct host and port": (
+        "ConnectionError: Error 111 connecting to h:6379. Connection refused.",
+        "RedisClusterException: Redis Cluster cannot be connected. Please provide at least one",
+    ),
+    "whether Redis hangs": (
+        "TimeoutError: Timeout reading from socket",
+        "Overdue: timeout: not done within 6 s",
+    ),
+    "not known to DNS": (
+        "ConnectionError: Error -2 connecting to h:6379. Name or service not known.",
+        "ConnectionError: Error -3 connecting to h:6379. Temporary failure in name resolution.",
+        "ConnectionError: Error 8 connecting to h:6379. nodename nor servname provided.",
+        "ConnectionError: Error 11001 connecting to h:6379. getaddrinfo failed.",
+    ),
+    "give the primary's host": ("ReadOnlyError: You can't write against a read only replica.",),
+    "one node of a Cluster": ("MovedError: 3999 127.0.0.1:7001",),
+    "this is no Sentinel": (
+        "ResponseError: unknown command 'SENTINEL', with args beginning with: 'GET-MASTER'",
+        "ResponseError: unknown command `SENTINEL`, with args beginning with: `GET-MASTER`",
+    ),
+    "GET, GETRANGE, SET, PTTL and DEL are needed": (
+        "ResponseError: unknown command 'GETRANGE', with args beginning with: 'wechat'",
+    ),
+    "knows a living primary": ("MasterNotFoundError: No master found for 'main'",),
+    "this Redis is no Cluster": (
+        "RedisClusterException: Cluster mode is not enabled on this node",
+    ),
+    "give Redis more maxmemory": (
+        "OutOfMemoryError: command not allowed when used memory > 'maxmemory'.",
+        "ResponseError: OOM command not allowed",
+    ),
+    "look at the log of Redis": ("ResponseError: something new",),
+}
+
+
+def test_what_redis_says_has_its_advice() -> None:
+    for words, troubles in REDIS.items():
+        for trouble in troubles:
+            assert words in redis_advice(trouble).en, trouble
+    for trouble, words in {
+        "Connection refused": "请启动 Redis",
+        "MovedError": "redis+cluster://",
+        "OOM": "请调大 Redis 的 maxmemory",
+        "something new": "并查看 Redis 的日志",
+    }.items():
+        assert words in redis_advice(trouble).zh, trouble
+
+
+def test_what_a_start_warns_of_has_its_advice() -> None:
+    for name, english, chinese in (
+        ("page_hosts", "list the hosts of your pages", "请在 [jssdk] 的 page_hosts 中列出"),
+        ("api", "begin with https://", "以 https:// 开头"),
+        ("mode", "chmod 600 the file", "请对该文件执行 chmod 600"),
+        ("root", "as a user of its own", "请用单独的普通用户运行"),
+    ):
+        assert english in start_advice(name).en
+        assert chinese in start_advice(name).zh
+
+
+def test_the_page_is_told_why_a_step_failed_most_often_first() -> None:
+    assert set(CAUSES) == {"sign", "urls", "script", "phone"}
+    for (step, got), beginnings in {
+        ("sign", "no answer"): ["the server has stopped", "the phone has lost its network"],
+        ("sign", "not json"): ["a proxy answers in this", "the proxy does not pass /getApi on"],
+        ("sign", "not json 404"): ["the proxy does not pass /getApi on", "a proxy answers in"],
+        ("sign", "403"): ["add this page's host to page_hosts"],
+        ("sign", "else"): ["look at the server's log"],
+        ("urls", "changed"): ["nginx: ", "Apache: ", "lighttpd: ", "a proxy or CDN decodes"],
+        ("script", "else"): ["this network blocks both", "a proxy adds a Content-Security-Pol"],
+        ("phone", "invalid url domain"): ["the domain of", "the page is opened by IP", "appid and"],
+        ("phone", "appid"): ["appid is wrong"],
+        ("phone", "else"): ["look the message up", "update the WeChat app"],
+    }.items():
+        advice = CAUSES[step][got]
+        assert len(advice) == len(beginnings), got
+        assert all(a.en.startswith(b) for a, b in zip(advice, beginnings, strict=True)), got
+        assert all(re.search("[一-鿿]", one.zh) for one in advice), got
+
+
+# --- the table of advice.ini ----------------------------------------------------------------------
+
+TABLE = configparser.ConfigParser(interpolation=None, delimiters=("=",))
+TABLE.read(ROOT / "wechat_sign" / "advice.ini", encoding="utf-8")
+ADVICE = {name: Advice(row["en"], row["zh"]) for name, row in TABLE.items() if "en" in row}
+
+
+def test_every_advice_is_a_sentence_in_two_languages() -> None:
+    assert len(ADVICE) > 50
+    for name, advice in ADVICE.items():
+        assert re.match("[A-Za-z]", advice.en), name
+        assert re.search("[一-鿿]", advice.zh), name
+        assert not advice.en.endswith("."), name
+        assert not advice.zh.endswith("。"), name
+        assert not re.search("[一-鿿] ?[,;:!?()]|[,;:!?()] ?[一-鿿]", advice.zh), name  # half-width
+        assert str(advice) == f"{advice.en} / {advice.zh}"
+        assert str(advice).isprintable(), name
 
 
 def test_every_advice_is_given_for_something_and_every_name_is_one() -> None:
     given = {
         name
-        for section in (
-            "errcode",
-            "redis",
-            "page sign",
-            "page urls",
-            "page script",
-            "page phone",
-            "start",
-        )
-        for names in TABLE[section].values()
+        for section, row in TABLE.items()
+        if section not in ADVICE
+        for names in row.values()
         for name in names.split(", ")
     }
-    assert given | {"unreachable", "locked elsewhere", "unexpected"} == {
-        name for name, row in TABLE.items() if "en" in row
-    }
+    assert given | {"unreachable", "locked elsewhere", "unexpected"} == set(ADVICE)
 
 
 def parts_of(advice: Advice) -> Iterator[str]:
@@ -125,9 +294,9 @@ def parts_of(advice: Advice) -> Iterator[str]:
 
 def test_no_advice_is_given_twice() -> None:
     """In its own words, whole or in part: a copy is what drifts apart."""
-    assert len({advice.en for advice in ADVICE}) == len(ADVICE)
-    assert len({advice.zh for advice in ADVICE}) == len(ADVICE)
-    parts = {part for advice in ADVICE for part in parts_of(advice)}
+    assert len({advice.en for advice in ADVICE.values()}) == len(ADVICE)
+    assert len({advice.zh for advice in ADVICE.values()}) == len(ADVICE)
+    parts = {part for advice in ADVICE.values() for part in parts_of(advice)}
     for path in [ROOT / "server.py", *(ROOT / "wechat_sign").glob("*.*")]:
         if path.name != "advice.ini":
             text = path.read_text(encoding="utf-8")

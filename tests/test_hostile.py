@@ -12,11 +12,11 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -27,7 +27,9 @@ from harness import (
     PATIENCE,
     TICKET_KEY,
     TOKEN_KEY,
+    Background,
     Fault,
+    Instance,
     MovedClock,
     RedisServer,
     Sandbox,
@@ -36,17 +38,17 @@ from harness import (
     assert_signs,
     eventually,
     fetch,
-    renewal_for,
+    instance_for,
     resident,
     run_check,
     tickets_for,
+    write_ini,
 )
 
 from wechat_sign.credentials import WeChat
 from wechat_sign.deadline import MOST_LEFT_BEHIND, Deadline, Overdue
 from wechat_sign.errors import SigningError, Unexpected, WeChatRefused, WeChatUnreachable
-from wechat_sign.settings import WeChatSettings, _redis_url
-from wechat_sign.tickets import LOOK_INTERVAL
+from wechat_sign.settings import Limits, WeChatSettings, load_settings
 
 Behaviour = Callable[[socket.socket], None]
 TIMEOUT = 0.3
@@ -110,7 +112,7 @@ class Impostor:
                 return
 
     def pour(self, connection: socket.socket, block: bytes) -> None:
-        """Sends it over and over until nobody listens."""
+        """Sends it over and over, until it is cut off."""
         while not self.over.is_set():
             connection.sendall(block)
 
@@ -142,8 +144,23 @@ DRIPPED = {
 }
 
 
+def client(url: str, timeout: float = TIMEOUT) -> WeChat:
+    return WeChat(WeChatSettings(appid="wx1", secret="s3cr3t", api=url, timeout=timeout))
+
+
 def ask(url: str, timeout: float = TIMEOUT) -> None:
-    WeChat(WeChatSettings("wx1", "s3cr3t", url, timeout=timeout)).fetch_access_token()
+    client(url, timeout).fetch_access_token()
+
+
+@contextmanager
+def no_thread_is_left() -> Iterator[None]:
+    """Every thread that begins within has ended soon after."""
+    before = threading.enumerate()
+    yield
+    for thread in threading.enumerate():
+        if thread not in before:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), thread.name
 
 
 @pytest.mark.parametrize("part", DRIPPED)
@@ -157,15 +174,11 @@ def test_whatever_part_of_an_answer_drips_the_call_has_an_end_and_leaves_nothing
         connection.sendall(head)
         wechat.drip(connection, dripped)
 
-    with impostor(behave) as wechat:
+    with impostor(behave) as wechat, no_thread_is_left():
         began = time.monotonic()
-        with pytest.raises(WeChatUnreachable):
+        with pytest.raises(WeChatUnreachable, match=r"no whole answer within 0\.6 s|HTTP 302"):
             ask(wechat.url)
-        assert time.monotonic() - began < 10 * TIMEOUT  # it drips for 20 minutes
-        calls = [thread for thread in threading.enumerate() if thread.name == "call"]
-        for call in calls:
-            call.join(PATIENCE)
-            assert not call.is_alive()
+        assert time.monotonic() - began < PATIENCE  # it drips for 20 minutes
 
 
 BOMB = gzip.compress(bytes(50_000_000))
@@ -236,6 +249,15 @@ def port_of(wechat: Sandbox) -> int:
     return int(wechat.url.rpartition(":")[2])
 
 
+def test_token_and_ticket_come_by_one_connection_that_is_closed_then(wechat: Sandbox) -> None:
+    port = port_of(wechat)
+    with impostor(lambda connection: relay(connection, port)) as between, no_thread_is_left():
+        wechat.url = between.url
+        assert instance_for(wechat).look() == wechat.ticket
+        assert wechat.calls == {"token": 1, "getticket": 1}
+        assert between.connections == 1
+
+
 def test_who_waits_for_an_answer_that_drips_is_told_so_and_the_next_call_is_answered(
     start: Start, wechat: Sandbox
 ) -> None:
@@ -251,17 +273,17 @@ def test_who_waits_for_an_answer_that_drips_is_told_so_and_the_next_call_is_answ
     with impostor(behave) as hostile:
         wechat.url = hostile.url
         running = start(f"timeout = {TIMEOUT}")
-        began = time.monotonic()
-        assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 503
-        assert time.monotonic() - began < 10 * TIMEOUT
+        assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 503  # it would drip for 20 minutes
         assert "no whole answer within 0.6 s" in running.says("no page can be signed")
         eventually("it signs", lambda: fetch(f"{running.url}/getApi?url={PAGE}")[0] == 200)
         assert_signs(running, wechat)
 
 
-@pytest.mark.parametrize("location", [b"http://[::1", b"http://\xd6\xd0\xb9\xfa/", b"\xff"])
-def test_a_redirect_to_nowhere_backs_off_like_any_other_failure(
-    start: Start, wechat: Sandbox, location: bytes
+@pytest.mark.parametrize(
+    "location", [b"/", b"http://[::1", b"http://\xd6\xd0/", b"http://\xd6\xd0\xb9\xfa/", b"\xff"]
+)
+def test_a_redirect_is_not_followed_and_backs_off_like_any_other_failure(
+    wechat: Sandbox, clock: MovedClock, location: bytes
 ) -> None:
     def behave(connection: socket.socket) -> None:
         while connection.recv(65536):
@@ -270,14 +292,18 @@ def test_a_redirect_to_nowhere_backs_off_like_any_other_failure(
 
     with impostor(behave) as portal:
         wechat.url = portal.url
-        running = start()
+        instance = instance_for(wechat, clock=clock)
         for _ in range(20):
-            assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 503
-        assert portal.connections <= 2  # 1 s, then 2: twenty views take no time
-        assert "HTTP 302" in running.output
+            with pytest.raises(WeChatUnreachable, match="HTTP 302"):
+                instance.look()
+        assert portal.connections == 1
+        clock.advance(instance.pause)
+        with pytest.raises(WeChatUnreachable, match="HTTP 302"):
+            instance.look()
+        assert portal.connections == 2
 
 
-def test_netrc_stays_at_home_and_proxies_of_the_environment_are_used(
+def test_netrc_is_not_sent_and_proxies_of_the_environment_are_used(
     wechat: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -333,23 +359,23 @@ def test_no_answer_raises_what_is_not_foreseen_or_is_asked_for_again_too_soon(
     with impostor(behave) as hostile:
         wechat.url = hostile.url
         for _ in range(mutations):
-            renewal = renewal_for(wechat, clock=clock, timeout=PATIENCE)
+            instance = instance_for(wechat, clock=clock, timeout=PATIENCE)
             answer = mutated(GOOD, chance)
             try:
-                renewal.look_up(None)
+                instance.look()
                 got += 1
             except SigningError as error:
                 assert type(error) in (WeChatRefused, WeChatUnreachable)  # noqa: PT017
                 before = hostile.connections
-                clock.advance(renewal.back_off.remaining / 2)
+                clock.advance(instance.pause / 2)
                 with pytest.raises(type(error)):
-                    renewal.look_up(None)
+                    instance.look()
                 assert hostile.connections == before
     assert mutations / 10 < got < mutations / 2
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
-def test_an_error_that_nobody_foresaw_backs_off_and_costs_no_page_that_has_a_ticket(
+def test_an_unforeseen_error_backs_off_and_costs_no_page_that_has_a_ticket(
     wechat: Sandbox,
     clock: MovedClock,
     monkeypatch: pytest.MonkeyPatch,
@@ -358,51 +384,89 @@ def test_an_error_that_nobody_foresaw_backs_off_and_costs_no_page_that_has_a_tic
     def break_down(*_given: object, **_more: object) -> None:
         raise OverflowError(wechat.secret)
 
-    renewal = renewal_for(wechat, clock=clock)
-    held = renewal.look_up(None)
+    instance = instance_for(wechat, clock=clock)
+    instance.look()
+    held = instance.ticket
     monkeypatch.setattr(requests.Session, "request", break_down)
     caplog.clear()
     clock.advance(601)
-    assert renewal.look_up(held) == held
+    instance.look()
+    assert instance.ticket == held
     clock.advance(0.5)
-    assert renewal.look_up(held) == held
+    instance.look()
+    assert instance.ticket == held
+    instance.held = None
     with pytest.raises(Unexpected):
-        renewal.look_up(None)
+        instance.look()
     [record] = [one for one in caplog.records if one.levelno >= logging.WARNING]
     assert "OverflowError in test_hostile.py, line" in record.getMessage()
     assert record.exc_info is None
     monkeypatch.undo()
     clock.advance(0.5)
-    assert renewal.look_up(held).value == wechat.ticket
-    assert renewal.back_off.error is None
+    instance.held = held
+    assert instance.look() == wechat.ticket
+    assert instance.error is None
 
 
 NONSENSE = {
     "a number that is none": b":abc\r\n",
     "nested arrays": b"*1\r\n" * 3000 + b":1\r\n",
+    "nested arrays without an end": b"*1\r\n" * 3000,
     "a length below zero": b"$-7\r\n",
     "a length that is none": b"$x\r\n",
+    "a length of letters": b"$abc\r\n",
     "no type that there is": b"?\r\n",
     "HTTP": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "binary": bytes(range(256)),
     "OK to all": b"+OK\r\n" * 20,
+    "a word to all": b"+s3cr3t\r\n" * 20,
+    "nothing to all": b"$-1\r\n" * 20,
     "numbers to all": b":1\r\n" * 20,
     "empty arrays": b"*0\r\n" * 20,
+    "arrays of a number": b"*1\r\n:1\r\n" * 20,
     "another type": b"%1\r\n+a\r\n:1\r\n" * 20,
+    "another type of error": b"!s3cr3t\r\n" * 20,
     "an error with ESC in it": b"-ERR \x1b[2J\xc2\x9b\xe2\x80\xae\r\n" * 20,
 }
 
 
-@pytest.mark.parametrize("reply", NONSENSE)
-def test_a_redis_that_answers_nonsense_is_done_without(
-    start: Start, wechat: Sandbox, reply: str
-) -> None:
+@contextmanager
+def nonsense(reply: str) -> Iterator[Impostor]:
+    """A Redis that answers whatever it is sent with the same bytes."""
+
     def behave(connection: socket.socket) -> None:
         while connection.recv(65536):
             connection.sendall(NONSENSE[reply])
 
-    with impostor(behave) as nonsense:
-        running = start("[redis]", "host = 127.0.0.1", f"port = {nonsense.port}")
+    with impostor(behave) as started:
+        yield started
+
+
+@pytest.mark.parametrize("reply", NONSENSE)
+def test_a_redis_that_answers_nonsense_is_done_without(
+    wechat: Sandbox, clock: MovedClock, caplog: pytest.LogCaptureFixture, reply: str
+) -> None:
+    with nonsense(reply) as hostile:
+        limits = Limits(redis_timeout=TIMEOUT)
+        port = hostile.port
+        instance = instance_for(wechat, host="127.0.0.1", port=port, clock=clock, limits=limits)
+        for look in range(1, 4):
+            assert instance.look() == wechat.ticket
+            assert instance.state in ("unreachable", "failing")
+            assert instance.trouble.isprintable()
+            assert hostile.connections >= look
+            clock.advance(10)
+        assert wechat.calls == {"token": 1, "getticket": 1}
+        assert "going on without" in caplog.text
+        assert "Traceback" not in caplog.text
+        assert "s3cr3t" not in caplog.text + instance.trouble
+
+
+def test_the_server_signs_beside_a_redis_whose_nonsense_spoils_no_line_of_the_log(
+    start: Start, wechat: Sandbox
+) -> None:
+    with nonsense("an error with ESC in it") as hostile:
+        running = start("[redis]", "host = 127.0.0.1", f"port = {hostile.port}")
         for _ in range(20):
             assert_signs(running, wechat)
         assert "going on without" in running.output
@@ -411,9 +475,8 @@ def test_a_redis_that_answers_nonsense_is_done_without(
 
 
 def test_a_redis_that_drips_is_left_behind_and_a_later_look_finds_it_well_again(
-    wechat: Sandbox, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    wechat: Sandbox, clock: MovedClock, redis_server: RedisServer
 ) -> None:
-    monkeypatch.setattr("wechat_sign.cache.DEADLINE", TIMEOUT)
     dripping = True
 
     def behave(connection: socket.socket) -> None:
@@ -423,21 +486,17 @@ def test_a_redis_that_drips_is_left_behind_and_a_later_look_finds_it_well_again(
         else:
             relay(connection, redis_server.port)
 
-    clock = MovedClock()
     with impostor(behave) as hostile:
-        renewal = renewal_for(wechat, host="127.0.0.1", port=hostile.port, clock=clock)
-        began = time.monotonic()
-        held = renewal.look_up(None)
-        assert time.monotonic() - began < 10 * TIMEOUT
-        assert held.value == wechat.ticket
-        assert renewal.cache.state == "unreachable"
-        for call in (one for one in threading.enumerate() if one.name == "call"):
-            call.join(PATIENCE)
-            assert not call.is_alive()
+        limits = Limits(redis_deadline=TIMEOUT)
+        port = hostile.port
+        instance = instance_for(wechat, host="127.0.0.1", port=port, clock=clock, limits=limits)
+        with no_thread_is_left():
+            assert instance.look() == wechat.ticket
+            assert instance.state == "unreachable"
         dripping = False
         clock.advance(10)
-        renewal.look_up(held)
-        assert renewal.cache.state == "redis"
+        instance.look()
+        assert instance.state == "redis"
         assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
 
 
@@ -469,33 +528,38 @@ def test_what_is_as_long_as_no_credential_is_not_even_read(
     if key == LOCK_KEY:
         redis_server.run("PEXPIRE", key, 300)
     before = redis_server.run("INFO", "stats")["total_net_output_bytes"]
-    renewal = renewal_for(wechat, redis_server)
-    assert renewal.look_up(None).value == wechat.ticket
+    assert instance_for(wechat, redis_server).look() == wechat.ticket
     assert redis_server.run("INFO", "stats")["total_net_output_bytes"] - before < 100_000
     assert redis_server.run("STRLEN", key) <= 1024
 
 
-@pytest.mark.parametrize("command", [("SET", "whoever's"), ("RPUSH", "whoever's")])
-def test_a_lock_without_an_expiry_stops_nobody_for_ever(
-    wechat: Sandbox, redis_server: RedisServer, command: tuple[str, str]
+@pytest.mark.parametrize("command", ["SET", "RPUSH"])
+def test_a_lock_without_an_expiry_stops_no_instance_for_ever(
+    wechat: Sandbox, redis_server: RedisServer, command: str
 ) -> None:
-    redis_server.run(command[0], LOCK_KEY, command[1])
-    renewal = renewal_for(wechat, redis_server, timeout=0.1)  # the lease is 3.2 s
-    assert renewal.look_up(None).value == wechat.ticket
+    redis_server.run(command, LOCK_KEY, "another's")
+    instance = instance_for(wechat, redis_server, timeout=0.1, limits=Limits(lock_wait=0.1))
+    look = Background(instance)
+    lease = eventually("it gets one", lambda: max(0, redis_server.run("PTTL", LOCK_KEY)))
+    assert 3000 < lease <= 3200
+    if command == "SET":  # what is no string is no lock
+        assert not wechat.calls
+    redis_server.run("PEXPIRE", LOCK_KEY, 10)
+    assert look.join().ticket == wechat.ticket
     assert wechat.calls == {"token": 1, "getticket": 1}
     assert redis_server.run("PTTL", LOCK_KEY) != -1
 
 
-def test_whoever_grants_a_second_is_not_asked_every_second(
+def test_a_grant_of_a_second_is_not_asked_for_every_second(
     wechat: Sandbox, clock: MovedClock
 ) -> None:
     body = {"access_token": "t0ken", "ticket": "t1cket", "expires_in": 1}
     for endpoint in ("token", "getticket"):
         wechat.faults[endpoint] = Fault(body=json.dumps(body).encode())
-    renewal = renewal_for(wechat, clock=clock)
+    instance = instance_for(wechat, clock=clock)
     for _ in range(600):
         with pytest.raises(WeChatUnreachable):
-            renewal.look_up(None)
+            instance.look()
         clock.advance(1)
     assert wechat.calls["token"] < 20  # 1 s, doubling to 60
 
@@ -503,8 +567,8 @@ def test_whoever_grants_a_second_is_not_asked_every_second(
 def test_what_wechat_repeats_of_a_credential_is_not_shown(
     wechat: Sandbox, clock: MovedClock
 ) -> None:
-    renewal = renewal_for(wechat, clock=clock)
-    held = renewal.look_up(None)
+    instance = instance_for(wechat, clock=clock)
+    instance.look()
     old = next(iter(wechat.issued - {wechat.secret, wechat.ticket}))
     escaped = "".join(f"%{ord(letter):02X}" for letter in old)
     for repeated in (old, old.upper(), escaped, wechat.secret.upper(), f"x{old}x"):
@@ -512,7 +576,7 @@ def test_what_wechat_repeats_of_a_credential_is_not_shown(
         wechat.faults["getticket"] = Fault(body=json.dumps(body).encode())
         clock.advance(7200)
         with pytest.raises(SigningError) as caught:
-            renewal.look_up(held)
+            instance.look()
         shown = str(caught.value) + repr(caught.value)
         assert_no_credential(shown.lower(), {repeated.lower()})
         assert "*** here" in shown or "***x here" in shown
@@ -521,7 +585,7 @@ def test_what_wechat_repeats_of_a_credential_is_not_shown(
         wechat.faults["getticket"] = Fault(body=json.dumps(body).encode())
         clock.advance(7200)
         with pytest.raises(SigningError, match=r"no \*\*\* here"):
-            renewal.look_up(held)
+            instance.look()
 
 
 def test_a_name_that_is_never_resolved_is_left_behind(
@@ -534,20 +598,19 @@ def test_a_name_that_is_never_resolved_is_left_behind(
             over.wait(PATIENCE)
         return resolve(host, *given, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("wechat_sign.cache.DEADLINE", TIMEOUT)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    url, wechat.url = wechat.url, wechat.url.replace("127.0.0.1", "localhost")
-    renewal = renewal_for(wechat, host="localhost", clock=clock, timeout=TIMEOUT)
-    began = time.monotonic()
-    with pytest.raises(WeChatUnreachable, match="no whole answer"):
-        renewal.look_up(None)
-    assert time.monotonic() - began < 10 * TIMEOUT
-    assert renewal.cache.state == "unreachable"
-    assert "not done within" in renewal.cache.trouble
-    wechat.url = url
-    over.set()
+    wechat.url = wechat.url.replace("127.0.0.1", "localhost")
+    limits = Limits(redis_deadline=TIMEOUT)
+    instance = instance_for(wechat, host="localhost", clock=clock, timeout=TIMEOUT, limits=limits)
+    with no_thread_is_left():
+        with pytest.raises(WeChatUnreachable, match="no whole answer"):
+            instance.look()
+        assert instance.state == "unreachable"
+        assert "not done within" in instance.trouble
+        assert not over.is_set()
+        over.set()
     clock.advance(1)
-    assert renewal.look_up(None).value == wechat.ticket
+    assert instance.look() == wechat.ticket
 
 
 @contextmanager
@@ -574,6 +637,7 @@ def test_a_host_is_reached_past_two_dead_addresses_and_past_the_deadline_nothing
         connection.sendall(GOOD)
 
     with impostor(behave) as alive, ExitStack() as stack:
+        stack.enter_context(no_thread_is_left())
         ports = [stack.enter_context(blackhole()) for _ in range(dead)] + [alive.port]
 
         def all_of_them(host: str, *given: object, **more: object) -> object:
@@ -588,46 +652,52 @@ def test_a_host_is_reached_past_two_dead_addresses_and_past_the_deadline_nothing
         else:
             with pytest.raises(WeChatUnreachable, match="no whole answer"):
                 ask("http://many.test")
-        for call in (one for one in threading.enumerate() if one.name == "call"):
-            call.join(PATIENCE)
-            assert not call.is_alive()
+        stack.close()
         assert bool([request for request in asked if request]) is is_reached
 
 
-def test_calls_that_were_cut_off_leave_no_memory_behind() -> None:
+def test_calls_that_were_cut_off_leave_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: weakref.WeakSet[requests.Session] = weakref.WeakSet()
+    make, total = requests.Session.__init__, 0
+
+    def counted(session: requests.Session) -> None:
+        nonlocal total
+        total += 1
+        made.add(session)
+        make(session)
+
     def behave(connection: socket.socket) -> None:
         connection.recv(65536)
         hostile.drip(connection, OK)
 
-    def sessions() -> int:
+    def all_but_one_are_gone() -> bool:
         gc.collect()
-        return sum(type(one).__name__ == "_Session" for one in gc.get_objects())
+        return len(made) <= 1
 
+    monkeypatch.setattr(requests.Session, "__init__", counted)
     with impostor(behave) as hostile:
-        wechat = WeChat(WeChatSettings("wx1", "s3cr3t", hostile.url, timeout=0.05))
-        before = sessions()
-        for _ in range(10):
+        wechat = client(hostile.url, timeout=0.05)
+        while total <= 5:  # each that was cut off is replaced
             with pytest.raises(WeChatUnreachable):
                 wechat.fetch_access_token()
-        eventually("they are gone", lambda: sessions() <= before + 1)
+        eventually("only the one in use is left", all_but_one_are_gone)
 
 
 def test_while_too_many_calls_hang_no_other_begins() -> None:
     deadline, over = Deadline(0.01), threading.Event()
-    for _ in range(MOST_LEFT_BEHIND):
-        with pytest.raises(Overdue, match="not done within"):
-            deadline.call(lambda: over.wait(PATIENCE), lambda: None)
-    with pytest.raises(Overdue, match="16 calls hang"):
-        deadline.call(lambda: 1, lambda: None)
-    over.set()
-    for call in (one for one in threading.enumerate() if one.name == "call"):
-        call.join(PATIENCE)
-    assert Deadline(PATIENCE).call(lambda: 1, lambda: None) == 1
+    with no_thread_is_left():
+        for _ in range(MOST_LEFT_BEHIND):
+            with pytest.raises(Overdue, match="not done within"):
+                deadline.call(lambda: over.wait(PATIENCE), lambda: None)
+        with pytest.raises(Overdue, match="16 calls hang"):
+            deadline.call(lambda: 1, lambda: None)
+        over.set()
     assert deadline.call(lambda: over.wait(PATIENCE), lambda: None)
+    assert Deadline(PATIENCE).call(lambda: 1, lambda: None) == 1
 
 
 def test_what_redis_repeats_of_what_it_was_sent_is_not_shown(
-    wechat: Sandbox, caplog: pytest.LogCaptureFixture
+    wechat: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     password = "hunter2/hunter2"
 
@@ -637,17 +707,16 @@ def test_what_redis_repeats_of_what_it_was_sent_is_not_shown(
             connection.sendall(b"-ERR bad request: %b\r\n" % words * 10)
 
     with impostor(behave) as talkative:
-        url = f"redis://:{quote(password, safe='')}@127.0.0.1:{talkative.port}"
-        ways: list[dict[str, Any]] = [
-            {"url": _redis_url(url)},
-            {"host": "127.0.0.1", "port": talkative.port, "password": password},
-        ]
-        for way in ways:
-            renewal = renewal_for(wechat, **way)
-            held = renewal.look_up(None)
-            renewal.look_up(held)
-            assert "***" in renewal.cache.trouble
-            assert_no_credential(renewal.cache.trouble + caplog.text, {password, *wechat.issued})
+        place = f"127.0.0.1:{talkative.port}"
+        for lines in (
+            [f"url = redis://:{quote(password, safe='')}@{place}"],
+            ["host = 127.0.0.1", f"port = {talkative.port}", f"password = {password}"],
+        ):
+            ini = write_ini(tmp_path / "config.ini", wechat, "[redis]", *lines)
+            instance = Instance(load_settings(ini, {}))
+            instance.looks(2)
+            assert "***" in instance.trouble
+            assert_no_credential(instance.trouble + caplog.text, {password, *wechat.issued})
 
 
 def test_a_ca_bundle_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -666,16 +735,16 @@ def test_where_no_thread_can_be_started_pages_are_told_and_it_is_tried_again(
         raise RuntimeError("can't start new thread")
 
     async def scenario() -> None:
-        tickets = tickets_for(wechat, clock=clock)
+        tickets, interval = tickets_for(wechat, clock=clock), Limits().look_interval
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
             for _ in range(20):
                 with pytest.raises(Unexpected, match="RuntimeError"):
                     await tickets.current()
-                clock.advance(LOOK_INTERVAL / 25)
+                clock.advance(interval / 25)
         [record] = [one for one in caplog.records if one.levelno >= logging.WARNING]
         assert record.exc_info is None
-        clock.advance(LOOK_INTERVAL)
+        clock.advance(interval)
         assert await tickets.current() == wechat.ticket
 
     asyncio.run(scenario())

@@ -22,12 +22,11 @@ from fuzz import fuzz
 from harness import PATIENCE, Sandbox, Server, Start, fetch, signature_of
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from urls import browsers_host, browsers_href
 
 from wechat_sign.errors import BadPageUrl
-from wechat_sign.page_url import MAX_LENGTH, host_is_listed, host_of, page_url
-from wechat_sign.process import LIMITS
-
-LISTED = ("h5.example.com", "*.example.net")
+from wechat_sign.page_url import MAX_LENGTH, host_of, page_url
+from wechat_sign.process import SIZES
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 pieces = st.sampled_from(
@@ -58,14 +57,6 @@ pages = st.builds(
 )
 
 
-def browsers_href(url: str) -> str | None:
-    """location.href without fragment; None where the browser takes the url for none."""
-    try:
-        return str(ada_url.URL(url).href).partition("#")[0]
-    except ValueError:
-        return None
-
-
 def outcome(query: bytes) -> str | None:
     try:
         return page_url(query)
@@ -76,7 +67,7 @@ def outcome(query: bytes) -> str | None:
 @given(pages)
 @example("https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20")
 @example("https://h5.example.com/#/route?x=1&y=2")
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_however_it_is_sent_a_pages_url_is_right_or_refused(page: str) -> None:
     href = browsers_href(page)
     assume(href is not None)
@@ -87,20 +78,20 @@ def test_however_it_is_sent_a_pages_url_is_right_or_refused(page: str) -> None:
     assert outcome(urlencode({"url": href}).encode()) == signed
     assert outcome(f"url={escaped.replace('%3A', ':')}".encode()) == signed  # as axios does
     assert signed in (href, None)
-    if f"//{ada_url.URL(href).host}/" in (f"//{host}/" for host in ("h5.example.com", "[::1]")):
+    if ada_url.URL(href).host in ("h5.example.com", "[::1]"):
         assert signed == href or "%25" in href or "&amp;" in href
     assert outcome(b"url=" + href.encode()) in (href, None)
 
 
 @given(pages)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_a_person_typed_comes_out_as_the_browser_has_it_or_is_refused(page: str) -> None:
     url = outcome(f"url={quote(page, safe='')}".encode())
     assert url is None or url == browsers_href(page) or browsers_href(page) is None or "^" in url
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_whatever_comes_out_is_a_page(query: bytes) -> None:
     for candidate in (query, b"url=" + query, b"url=https://" + query, b"url=https%3A//a/" + query):
         url = outcome(candidate)
@@ -119,124 +110,34 @@ def test_whatever_comes_out_is_a_page(query: bytes) -> None:
 @example("[")
 @example("%")
 @example("&url")
-@settings(max_examples=200, deadline=None)
-def test_no_string_takes_long(piece: str) -> None:
-    """As long as the server lets any be. What takes so long took the square of its length."""
-    value = piece * (LIMITS["max_header_size"] // len(piece))
+@settings(max_examples=100, deadline=None)
+def test_no_string_takes_the_square_of_its_length(piece: str) -> None:
+    """Of strings up to what the server lets pass, one that is four times as long takes four times
+    as long, and not sixteen times."""
+    # Where a % without its digits follows, _ESCAPED_QUERY begins anew at each of these.
+    assume("%3F" not in 2 * piece)
+    longest = SIZES["max_header_size"]
+    least = 0.003  # below that the clock tells nothing
+    assert any(cpu(piece, longest) < 6 * max(least, cpu(piece, longest // 4)) for _ in range(3)), (
+        piece
+    )
+
+
+def cpu(piece: str, length: int) -> float:
+    """Seconds of this thread for a query of such pieces, in every place of one."""
+    value = piece * (length // len(piece))
     began = time.thread_time()
     for start in ("", "url=", "url=https://", "url=https%3A%2F%2F", "url=https://a/?"):
         outcome(f"{start}{value}".encode())
-    assert time.thread_time() - began < 0.3
-
-
-TRICKY = [
-    "https://evil.com\\@h5.example.com/",
-    "https://evil.com\\.h5.example.com/",
-    "https:\\\\evil.com\\@h5.example.com/",
-    "https://h5.example.com@evil.com/",
-    "https://h5.example.com:80@evil.com/",
-    "https://h5.example.com%40evil.com/",
-    "https://h5.example.com%2f@evil.com/",
-    "https://evil.com%2f@h5.example.com/",
-    "https://evil.com#@h5.example.com/",
-    "https://evil.com?@h5.example.com/",
-    "https://evil.com;@h5.example.com/",
-    "https://h5.example.com.evil.com/",
-    "https://h5.example.com./",
-    "https://h5.example.com:443/",
-    "https://h5.example.com:/",
-    "https://h5.example.com:99999/",
-    "https://h5.example.com:8a/",
-    "https://H5.EXAMPLE.COM/",
-    "https://h5%2eexample.com/",
-    "https://h5.example.com%00.evil.com/",
-    "https://h5。example.com/",
-    "https://ｈ５.example.com/",
-    "https://evil.com／.example.net/",
-    "https://evil.com%2f.example.net/",
-    "https://ß.example.net/",
-    "https://xn--zca.example.net/",
-    "https://[::1]/",
-    "https://[::ffff:1.2.3.4].example.net/",
-    "https://[h5.example.com]/",
-    "https:///h5.example.com/",
-    "https:////evil.com/",
-    "https:/\\evil.com/",
-    "https://user:pass@h5.example.com:1/",
-    "https://user@evil@h5.example.com/",
-    "https://evil.com\t.example.net/",
-    "https://evil\n.com/",
-    "https://ev\ril.com@h5.example.com/",
-    "https://.example.net/",
-    "https://a..example.net/",
-    "https://-.example.net/",
-    "https://*.example.net/",
-    "https://a_b.example.net/",
-    "http://0x7f.1/",
-    "https://evil.com/https://h5.example.com/",
-]
-
-
-def browsers_host(url: str) -> str | None:
-    """The host that a browser goes to; None where it takes the url for none."""
-    try:
-        return str(ada_url.URL(url).hostname)
-    except ValueError:
-        return None
-
-
-def check(url: str) -> None:
-    """No page passes as one of a listed host that a browser would load from elsewhere."""
-    accepted = outcome(f"url={quote(url, safe='')}".encode())
-    if accepted is not None and host_is_listed(host_of(accepted), LISTED):
-        browser = browsers_host(accepted)
-        # None: no browser opens it, so there is no page whose url it could be.
-        assert browser is None or host_is_listed(browser, LISTED), browser
-
-
-@pytest.mark.parametrize("url", TRICKY)
-def test_no_collected_trick_passes_the_host_check(url: str) -> None:
-    check(url)
-
-
-@given(
-    st.lists(
-        st.sampled_from(
-            ["https://", "http://", "h5.example.com", ".example.net", "evil.com", "@", ":", "/"]
-            + [
-                "\\",
-                "?",
-                "#",
-                "%2f",
-                "%40",
-                "80",
-                ".",
-                "a",
-                "[",
-                "]",
-                "::1",
-                "。",
-                "／",
-                "\t",
-                "\n",
-            ]
-            + ["xn--", "-", "_", "%00", "ß", ";", "&", "=", "*"]
-        ),
-        max_size=8,
-    ).map("".join)
-)
-@settings(max_examples=2000, deadline=None)
-def test_nor_does_any_generated_one(rest: str) -> None:
-    check("https://" + rest)
+    return time.thread_time() - began
 
 
 @given(pages)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_real_pages_host_is_found_as_the_browser_has_it(page: str) -> None:
-    try:
-        href = str(ada_url.URL(page).href)
-    except ValueError:
-        assume(False)
+    href = browsers_href(page)
+    assume(href is not None)
+    assert href is not None
     if outcome(b"url=" + href.encode()) is not None:
         assert host_of(href) == browsers_host(href)
 
@@ -268,7 +169,7 @@ def send(connection: http.client.HTTPConnection, query: bytes) -> tuple[int, dic
 
 @given(st.one_of(st.binary(max_size=300), pages.map(str.encode), tails.map(str.encode)))
 @settings(
-    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_no_query_makes_the_server_fail(
     connection: http.client.HTTPConnection, query: bytes
@@ -335,32 +236,31 @@ def test_real_clients_have_the_pages_url_signed(running: Server, client: str, pa
         assert send(f"{running.url}/getApi?url=", page, False) == page
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "https://h5.example.com/a?x=1&y=2&z=a+b",
-        "https://h5.example.com/%E4%B8%AD%2F?q=%26%3D%2B%25",
-        "https://h5.example.com/?redirect=https://other.example.com/?a=1&b=2",
-        "https://h5.example.com/?from=singlemessage&isappinstalled=0",
-        "http://mp.weixin.qq.com/",
-    ],
-)
-def test_every_way_to_send_a_page_is_signed_alike(start: Start, wechat: Sandbox, page: str) -> None:
+SENT = [
+    "https://h5.example.com/a?x=1&y=2&z=a+b",
+    "https://h5.example.com/%E4%B8%AD%2F?q=%26%3D%2B%25",
+    "https://h5.example.com/?redirect=https://other.example.com/?a=1&b=2",
+    "https://h5.example.com/?from=singlemessage&isappinstalled=0",
+    "http://mp.weixin.qq.com/",
+]
+
+
+def test_every_way_to_send_a_page_is_signed_alike(start: Start, wechat: Sandbox) -> None:
     running = start()
-    escaped = quote(page, safe="")
-    queries = {
-        "raw": f"url={page}",
-        "encodeURIComponent": "url=" + quote(page, safe="!'()*-._~"),
-        "axios": f"url={escaped.replace('%3A', ':').replace('%24', '$').replace('%2C', ',')}",
-        "jQuery": f"{urlencode({'url': page})}&_=1795440636000",
-        "URLSearchParams": urlencode({"url": page + "#/route"}),
-        "lower-case hex": "url=" + re.sub("%..", lambda found: found[0].lower(), escaped),
-    }
-    for way, query in queries.items():
-        status, answer = fetch(f"{running.url}/getApi?{query}")
-        assert status == 200, way
-        assert answer["signature"] == signature_of(answer, wechat.ticket, page), way
-    curl = ["curl", "-sG", f"{running.url}/getApi", "--data-urlencode", f"url={page}#/route"]
-    if shutil.which("curl"):
-        answer = json.loads(subprocess.check_output(curl))
-        assert answer["signature"] == signature_of(answer, wechat.ticket, page)
+    for page in SENT:
+        escaped = quote(page, safe="")
+        for way, query in {
+            "raw": f"url={page}",
+            "encodeURIComponent": "url=" + quote(page, safe="!'()*-._~"),
+            "axios": f"url={escaped.replace('%3A', ':').replace('%24', '$').replace('%2C', ',')}",
+            "jQuery": f"{urlencode({'url': page})}&_=1795440636000",
+            "URLSearchParams": urlencode({"url": page + "#/route"}),
+            "lower-case hex": "url=" + re.sub("%..", lambda found: found[0].lower(), escaped),
+        }.items():
+            status, answer = fetch(f"{running.url}/getApi?{query}")
+            assert status == 200, (way, page, answer)
+            assert answer["signature"] == signature_of(answer, wechat.ticket, page), (way, page)
+        curl = ["curl", "-sG", f"{running.url}/getApi", "--data-urlencode", f"url={page}#/route"]
+        if shutil.which("curl"):
+            answer = json.loads(subprocess.check_output(curl))
+            assert answer["signature"] == signature_of(answer, wechat.ticket, page), page

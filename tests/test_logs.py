@@ -1,19 +1,24 @@
-"""What the log shows, whoever wrote to it."""
+"""What the log shows, whatever is written to it."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import logging
 import re
 import sys
+import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from harness import PAGE, Fault, Sandbox, Server, Start, fetch, run_check
+from harness import PAGE, Fault, MovedClock, Sandbox, Server, Start, eventually, fetch, run_check
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wechat_sign.logs import LONGEST_TEXT, LineFormatter, printable
+from wechat_sign.logs import LONGEST_TEXT, LineFormatter, Throttle, printable
 
 HARM = "\x85\x9b2J\x1b]0;x\x07\u202e\u2028\ud800\r\n2026-11-24 00:00:00,000 INFO forged"
 """A line of its own, a terminal that is told what to do, and text that runs backwards."""
@@ -45,12 +50,24 @@ def test_a_record_is_one_line_and_its_traceback_is_printable() -> None:
     assert all(line.isprintable() for line in traceback)
 
 
-def assert_every_line_is_the_servers(running: Server) -> None:
-    for line in running.output.split("\n"):
+def assert_every_line_is_the_servers(output: str) -> None:
+    for line in output.split("\n"):
         assert line.isprintable(), line
         assert re.match(r"$|20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ", line), line
         assert "INFO forged" not in line[:45], line
         assert len(line) < 1000
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    """The server that all of the requests are sent to."""
+    sandboxed = Server("--sandbox", "--port", "0", "--verbose")
+    assert sandboxed.url
+    yield sandboxed
+    sandboxed.kill()
+
+
+numbers = itertools.count()
 
 
 @pytest.mark.parametrize(
@@ -72,20 +89,21 @@ def assert_every_line_is_the_servers(running: Server) -> None:
 )
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"G\x9bT"])
 def test_no_part_of_a_request_writes_to_the_log_what_it_likes(
-    start: Start, method: bytes, target: bytes, header: bytes
+    shared: Server, method: bytes, target: bytes, header: bytes
 ) -> None:
-    running = start()
+    before = len(shared.output)
     harm = HARM.replace("\r\n", "").encode("utf-8", "surrogatepass") + b"\x85\x9b" + b"\x80" * 9000
     target, header = (
         part % harm.replace(b" ", b"") if b"%b" in part else part for part in (target, header)
     )
-    with running.connect() as connection:
+    with shared.connect() as connection:
         connection.sendall(method + b" " + target + b" HTTP/1.1\r\nHost: a\r\n")
         connection.sendall(header + b"\r\nConnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert len(answer) < 2000
-    running.stop()
-    assert_every_line_is_the_servers(running)
+    end = f"/end-{next(numbers)}"
+    fetch(shared.url + end)
+    assert_every_line_is_the_servers(shared.says(f"404 GET {end} ")[before:])
 
 
 def test_what_wechat_says_is_shown_and_does_nothing(
@@ -97,40 +115,76 @@ def test_what_wechat_says_is_shown_and_does_nothing(
     assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 502
     assert r"errcode 40013 (\x9b2J\x1b]0;x" in running.output
     running.stop()
-    assert_every_line_is_the_servers(running)
+    assert_every_line_is_the_servers(running.output)
     status, output = run_check(wechat, tmp_path / "config.ini")
     assert status == 1
     assert all(line.isprintable() for line in output.split("\n"))
     assert r"(\x9b2J\x1b]0;x" in output
 
 
+def test_the_first_of_a_kind_is_logged_at_once_and_then_the_last_one_in_a_second(
+    clock: MovedClock,
+) -> None:
+    lines: list[str] = []
+    places = itertools.count(1)
+
+    def write(text: str, like_it: str) -> None:
+        lines.append(text + like_it)
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().time = clock  # type: ignore[method-assign]
+        throttle = Throttle()
+
+        async def after(seconds: float, kind: str = "a", number: int = 0) -> list[str]:
+            """The lines so long after, where then so many more are to be logged."""
+            clock.advance(seconds)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            for _ in range(number):
+                throttle.log(kind, partial(write, f"{kind} {next(places)}"))
+            told = lines.copy()
+            lines.clear()
+            return told
+
+        assert await after(0, number=1) == ["a 1"]
+        assert await after(0.4, number=2) == []
+        assert await after(0.5, number=2) == []
+        assert await after(0, "b", number=3) == ["b 6"]
+        assert await after(0.1) == ["a 5 (4 like it in a second)"]
+        assert await after(0.8, number=1000) == []
+        assert await after(0.2) == [
+            "b 8 (2 like it in a second)",
+            "a 1008 (1000 like it in a second)",
+        ]
+        assert await after(0.9, number=1) == []
+        assert await after(0.1) == ["a 1009"]
+        assert await after(1.0) == []
+        assert await after(0, number=1) == ["a 1010"]
+
+    asyncio.run(scenario())
+
+
 def test_a_flood_of_refusals_is_a_line_a_second_with_their_number(start: Start) -> None:
+    """None of another kind is hidden by it."""
     running = start(verbose=False)
     number = 3000
+    began = time.monotonic()
     with running.connect() as connection:
         for _ in range(number // 100):
             connection.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
             received = 0
             while received < 100:
                 received += connection.recv(65536).count(b"there is nothing here")
-    running.says("like it in a second")
-    fetch(f"{running.url}/getApi")
-    running.says("the parameter url is missing")
-    told = re.findall(r"404 GET /x .*? like it|404 GET /x .*", running.output)
-    assert 2 <= len(told) < 12
-    running.stop()
-
-
-def test_each_refusal_of_a_flood_is_counted(start: Start) -> None:
-    running = start(verbose=False)
-    for _ in range(7):
-        fetch(f"{running.url}/x")
-    running.says("(6 like it in a second)")
-
-
-def test_a_flood_hides_no_refusal_of_another_kind(start: Start) -> None:
-    running = start(verbose=False)
-    for _ in range(50):
-        fetch(f"{running.url}/x")
     fetch(f"{running.url}/getApi?url={PAGE.replace('https', 'ftp')}")
+
+    def told() -> list[int]:
+        """Of how many refusals each line tells."""
+        lines = re.findall(r"404 GET /x .*", running.output)
+        likes = [re.search(r"\((\d+) like it in a second\)$", line) for line in lines]
+        return [int(like[1]) if like else 1 for like in likes]
+
+    eventually("each is counted", lambda: sum(told()) == number)
+    assert 2 <= len(told()) <= 1 + time.monotonic() - began
     running.says("400 GET /getApi for h5.example.com/a")
+    running.stop()
+    assert sum(told()) == number

@@ -3,12 +3,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import cache
 from urllib.parse import quote, unquote
 
-import ada_url
 import pytest
 import urls
-from urls import ESCAPERS, NOW, Outcomes, is_a_double, measure
+from harness import PAGE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from urls import ESCAPERS, NOW, Outcomes, browsers_host, browsers_href, is_a_double, measure
 
 from wechat_sign.errors import BadPageUrl, PageHostNotAllowed
 from wechat_sign.page_url import (
@@ -21,8 +24,6 @@ from wechat_sign.page_url import (
     shown,
     url_in,
 )
-
-PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_a_parameter_behind_a_raw_url_without_a_query_is_refused() -> None:
     ],
 )
 def test_scheme_host_and_port_are_signed_as_browsers_have_them(sent: str, href: str) -> None:
-    assert ada_url.URL(sent).href == href
+    assert browsers_href(sent) == href
     for query in (f"url={sent}", f"url={quote(sent, safe='')}"):
         assert page_url(query.encode()) == href
 
@@ -245,7 +246,7 @@ def test_scheme_host_and_port_are_signed_as_browsers_have_them(sent: str, href: 
 )
 def test_what_browsers_have_is_signed_as_it_is(page: str) -> None:
     if "^" not in page:
-        assert ada_url.URL(page).href == page
+        assert browsers_href(page) == page
     for query in (f"url={page}", f"url={quote(page, safe='')}"):
         assert page_url(query.encode()) == page
 
@@ -345,28 +346,29 @@ def test_the_length_that_counts_is_that_of_the_url_signed() -> None:
         page_url(f"url={longest}活".encode())
 
 
-@pytest.mark.parametrize(
-    ("url", "host"),
-    [
-        ("https://h5.example.com/", "h5.example.com"),
-        ("https://H5.Example.COM:8443?x", "h5.example.com"),
-        ("https://h5.example.com#x", "h5.example.com"),
-        ("https://user:pw@h5.example.com/", "h5.example.com"),
-        ("https://h5.example.com@evil.com/", "evil.com"),
-        ("https://h5.example.com:80@evil.com/", "evil.com"),
-        ("https://a@h5.example.com@evil.com/", "evil.com"),
-        ("https://evil.com\\@h5.example.com/", "evil.com"),
-        ("https://evil.com/@h5.example.com/", "evil.com"),
-        ("https://evil.com?@h5.example.com/", "evil.com"),
-        ("https://evil.com#@h5.example.com/", "evil.com"),
-        ("https://[::1]:80/", "[::1]"),
-        ("https://[::1]evil/", ""),
-        ("https://h5.example.com:80:90/", ""),
-        ("ftp://h5.example.com/", ""),
-    ],
-)
-def test_the_host_is_the_one_a_browser_would_go_to(url: str, host: str) -> None:
-    assert host_of(url) == host
+HOSTS = {
+    "https://h5.example.com/": "h5.example.com",
+    "https://H5.Example.COM:8443?x": "h5.example.com",
+    "https://h5.example.com#x": "h5.example.com",
+    "https://user:pw@h5.example.com/": "h5.example.com",
+    "https://h5.example.com@evil.com/": "evil.com",
+    "https://h5.example.com:80@evil.com/": "evil.com",
+    "https://a@h5.example.com@evil.com/": "evil.com",
+    "https://evil.com\\@h5.example.com/": "evil.com",
+    "https://evil.com/@h5.example.com/": "evil.com",
+    "https://evil.com?@h5.example.com/": "evil.com",
+    "https://evil.com#@h5.example.com/": "evil.com",
+    "https://[::1]:80/": "[::1]",
+    "https://[::1]evil/": "",
+    "https://h5.example.com:80:90/": "",
+    "ftp://h5.example.com/": "",
+}
+
+
+def test_the_host_is_the_one_a_browser_would_go_to() -> None:
+    for url, host in HOSTS.items():
+        assert host_of(url) == host, url
+        assert browsers_host(url) in (host, None) or url.startswith("ftp:"), url
 
 
 LISTED = ("h5.example.com", "*.example.net", "[::1]")
@@ -405,61 +407,132 @@ def test_without_a_list_every_page_is_signed() -> None:
         page_url(b"url=https://h5.example.com@evil.com/", LISTED)
 
 
+TRICKS = [
+    *HOSTS,
+    "https://evil.com\\.h5.example.com/",
+    "https:\\\\evil.com\\@h5.example.com/",
+    "https://h5.example.com%40evil.com/",
+    "https://h5.example.com%2f@evil.com/",
+    "https://evil.com%2f@h5.example.com/",
+    "https://evil.com;@h5.example.com/",
+    "https://h5.example.com.evil.com/",
+    "https://h5.example.com./",
+    "https://h5.example.com:443/",
+    "https://h5.example.com:/",
+    "https://h5.example.com:99999/",
+    "https://h5.example.com:8a/",
+    "https://h5%2eexample.com/",
+    "https://h5.example.com%00.evil.com/",
+    "https://h5。example.com/",
+    "https://ｈ５.example.com/",
+    "https://evil.com／.example.net/",
+    "https://evil.com%2f.example.net/",
+    "https://ß.example.net/",
+    "https://xn--zca.example.net/",
+    "https://[::ffff:1.2.3.4].example.net/",
+    "https://[h5.example.com]/",
+    "https:///h5.example.com/",
+    "https:////evil.com/",
+    "https:/\\evil.com/",
+    "https://user@evil@h5.example.com/",
+    "https://evil.com\t.example.net/",
+    "https://evil\n.com/",
+    "https://ev\ril.com@h5.example.com/",
+    "https://.example.net/",
+    "https://a..example.net/",
+    "https://-.example.net/",
+    "https://*.example.net/",
+    "https://a_b.example.net/",
+    "http://0x7f.1/",
+    "https://evil.com/https://h5.example.com/",
+]
+
+
+def assert_no_trick(url: str) -> None:
+    """No page passes as one of a listed host that a browser would load from elsewhere."""
+    try:
+        accepted = page_url(f"url={quote(url, safe='')}".encode(), LISTED)
+    except (BadPageUrl, PageHostNotAllowed):
+        return
+    browser = browsers_host(accepted)
+    # None: no browser opens it, so there is no page whose url it could be.
+    assert browser is None or host_is_listed(browser, LISTED), (url, browser)
+
+
+def test_no_collected_trick_passes_the_host_check() -> None:
+    for url in TRICKS:
+        assert_no_trick(url)
+
+
+parts = st.sampled_from(
+    ["https://", "http://", "h5.example.com", ".example.net", "evil.com", "@", ":", "/", "\\", "?"]
+    + ["#", "%2f", "%40", "80", ".", "a", "[", "]", "::1", "。", "／", "\t", "\n", "xn--", "-", "_"]
+    + ["%00", "ß", ";", "&", "=", "*"]
+)
+
+
+@given(st.lists(parts, max_size=8).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_nor_does_any_generated_one(rest: str) -> None:
+    assert_no_trick("https://" + rest)
+
+
 # --- the table of tests/urls.py, on fewer pages ---------------------------------------------------
 
-SAMPLE = list(urls.pages(4000))
+PROPER = ("encodeURIComponent", "raw", "yarl", "Spring, Swift", "Angular", "lighttpd")
+SHARES = {
+    # escaper: at least so many per cent of the pages are right, at most so many wrong
+    "encodeURIComponent": (100, 0),
+    "encodeURIComponent, and &_=": (100, 0),
+    "form": (100, 0),
+    "raw": (98, 0),
+    "raw, and &_=": (0, 0),
+    "yarl": (97, 0),
+    "Spring, Swift": (97, 0),
+    "lighttpd": (97, 0),
+    "Angular": (90, 1),
+    "okhttp, addEncoded": (55, 6),
+    "encodeURI": (60, 0.6),
+    "quote(safe=':/?&=')": (50, 9),
+    "encodeURIComponent(encodeURI)": (50, 0.6),
+    "encodeURIComponent(decode)": (50, 17),
+    "  of which bytes can tell": (0, 0),
+}
 
 
-@pytest.fixture(scope="module")
-def table() -> dict[str, Outcomes]:
-    return measure([page for page in SAMPLE if not is_a_double(page)])
+@cache
+def sample() -> list[str]:
+    return list(urls.pages(2000))
 
 
 def share(found: Outcomes, kind: str) -> float:
     return 100 * found[kind] / found.total()
 
 
-@pytest.mark.parametrize(
-    ("escaper", "right", "wrong"),
-    [
-        ("encodeURIComponent", 100, 0),
-        ("encodeURIComponent, and &_=", 100, 0),
-        ("form", 100, 0),
-        ("raw", 98, 0),
-        ("raw, and &_=", 0, 0),
-        ("yarl", 97, 0),
-        ("Spring, Swift", 97, 0),
-        ("lighttpd", 97, 0),
-        ("Angular", 90, 1),
-        ("encodeURI", 0, 0.5),
-        ("encodeURIComponent(encodeURI)", 0, 0.5),
-        ("  of which bytes can tell", 0, 0),
-    ],
-)
-def test_pages_are_right_or_refused(
-    table: dict[str, Outcomes], escaper: str, right: float, wrong: float
-) -> None:
-    assert share(table[escaper], "right") >= right
-    assert share(table[escaper], "wrong") <= wrong
+def test_pages_are_right_or_refused() -> None:
+    table = measure([page for page in sample() if not is_a_double(page)])
+    assert set(table) == set(SHARES)
+    for escaper, (right, wrong) in SHARES.items():
+        assert share(table[escaper], "right") >= right, escaper
+        assert share(table[escaper], "wrong") <= wrong, escaper
 
 
 def test_with_the_pages_own_referer_every_proper_escaper_is_right() -> None:
-    with_referer = measure(SAMPLE, referer=True)
-    for escaper in ("encodeURIComponent", "raw", "yarl", "Spring, Swift", "Angular", "lighttpd"):
-        assert share(with_referer[escaper], "right") == 100, escaper
+    for escaper, found in measure(sample(), PROPER, referer=True).items():
+        assert share(found, "right") == 100, escaper
 
 
 def test_the_sample_is_of_many_kinds() -> None:
-    kinds = {"%25": 100, "%E4": 300, "%3A%2F%2F": 100, "=&": 30, "%26": 100, "[": 10, "{": 10}
+    kinds = {"%25": 50, "%E4": 150, "%3A%2F%2F": 50, "=&": 15, "%26": 50, "[": 5, "{": 5}
     for kind, least in kinds.items():
-        assert sum(kind in page for page in SAMPLE) > least, kind
-    assert len(set(SAMPLE)) > 2500
+        assert sum(kind in page for page in sample()) > least, kind
+    assert len(set(sample())) > 1250
 
 
 def test_yarls_rule_is_yarls() -> None:
     rule: Callable[[str], str] = urls.yarl_rule
     assert urls.yarl_is_here
-    assert all(rule(page) == ESCAPERS["yarl"](page) for page in SAMPLE[:1000])
+    assert all(rule(page) == ESCAPERS["yarl"](page) for page in sample()[:1000])
 
 
 @pytest.mark.parametrize(

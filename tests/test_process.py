@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import logging
 import os
 import re
 import resource
@@ -15,11 +16,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from harness import (
@@ -30,6 +31,7 @@ from harness import (
     TICKET_KEY,
     Client,
     Fault,
+    MovedClock,
     RedisServer,
     Sandbox,
     Server,
@@ -38,66 +40,144 @@ from harness import (
     eventually,
     fetch,
     resident,
+    serve,
+    server_of_many_tests,
     settings_for,
     signature_of,
+    tickets_for,
     until,
 )
+from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
 import server
 from wechat_sign import process
-from wechat_sign.cache import Cache
-from wechat_sign.settings import LOOPBACK, ServerSettings, Settings
+from wechat_sign.errors import ConfigError
+from wechat_sign.settings import LOOPBACK, Limits, ServerSettings
 
 REQUEST = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n".encode()
 RECEIVED = b"HTTP/1.1 100 (Continue)\r\n\r\n"
 """What the server answers at once, so that a test knows that a request is in flight."""
 STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+FILES = 256
+"""So few file descriptors leave room for 192 connections."""
+LONG_STOP = Limits(drain=2 * PATIENCE)
+"""A stop that waits for somebody takes longer than the test does."""
 Connect = Callable[[Server, int], list[socket.socket]]
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
-    await server.serve(settings, Cache(settings), sockets)
-
-
-@pytest.fixture
-def held() -> Iterator[socket.socket]:
-    """A listening socket, held as systemd does."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening
+@pytest.fixture(scope="module")
+def small(shared_wechat: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same with room for 192 connections."""
+    yield from server_of_many_tests(shared_wechat, tmp_path_factory.mktemp("small"), files=FILES)
 
 
 @pytest.fixture
-def connect() -> Iterator[Connect]:
-    """Opens so many connections; they are closed at the test's end."""
-    with ExitStack() as opened:
-        yield lambda running, number: [
-            opened.enter_context(running.connect()) for _ in range(number)
-        ]
+def opened() -> Iterator[ExitStack]:
+    """What is closed at the test's end."""
+    with ExitStack() as stack:
+        yield stack
 
 
-def begin(connection: socket.socket) -> None:
+@pytest.fixture
+def connect(opened: ExitStack) -> Connect:
+    """Opens so many connections."""
+    return lambda running, number: [opened.enter_context(running.connect()) for _ in range(number)]
+
+
+@pytest.fixture
+def many_files() -> Iterator[int]:
+    """How many file descriptors this process may have: as many as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def listen() -> list[socket.socket]:
+    return process.listen(ServerSettings(address="127.0.0.1", port=0))
+
+
+def bind(opened: ExitStack, family: socket.AddressFamily, name: Any) -> socket.socket:
+    """A listening socket of any family, to be handed over as systemd does."""
+    listening = opened.enter_context(socket.socket(family))
+    listening.bind(name)
+    listening.listen()
+    return listening
+
+
+def connect_to(opened: ExitStack, held: socket.socket) -> socket.socket:
+    connection = opened.enter_context(socket.socket(held.family))
+    connection.settimeout(PATIENCE)
+    connection.connect(held.getsockname())
+    return connection
+
+
+@asynccontextmanager
+async def bounded(
+    handle: Any = None, **more: Any
+) -> AsyncIterator[tuple[process.BoundedServer, Any]]:
+    """A server within this process, which handles requests so, and its address."""
+    serving = process.BoundedServer(handle or Application(), **more)
+    sockets = listen()
+    serving.add_sockets(sockets)
+    yield serving, sockets[0].getsockname()
+    serving.stop()
+    await serving.close_all_connections()
+
+
+async def open_connections(address: Any, number: int) -> list[Connection]:
+    return [await asyncio.open_connection(*address) for _ in range(number)]
+
+
+async def ask(connection: Connection) -> None:
+    """Has the server answer once: that there is no such page."""
+    reader, writer = connection
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await asyncio.wait_for(reader.readuntil(b"</html>"), PATIENCE)
+
+
+async def begin_on(connection: Connection) -> None:
     """Sends a request for a signature; returns when the server has received it."""
-    connection.sendall(REQUEST)
+    connection[1].write(REQUEST)
+    await asyncio.wait_for(connection[0].readuntil(RECEIVED), PATIENCE)
+
+
+async def assert_closed(connection: Connection) -> None:
+    """The server has closed it, or does so now."""
+    assert await asyncio.wait_for(connection[0].read(), PATIENCE) == b""
+    connection[1].close()
+
+
+def begin(connection: socket.socket, request: bytes = REQUEST) -> None:
+    """Sends a request for a signature; returns when the server has received it."""
+    connection.sendall(request)
     assert connection.recv(len(RECEIVED), socket.MSG_WAITALL) == RECEIVED
 
 
+def response_on(connection: socket.socket, method: str = "GET") -> http.client.HTTPResponse:
+    response = http.client.HTTPResponse(connection, method=method)
+    response.begin()
+    return response
+
+
 def answer_on(connection: socket.socket) -> dict[str, Any]:
-    answer = http.client.HTTPResponse(connection)
-    answer.begin()
-    body: dict[str, Any] = json.loads(answer.read())
-    assert answer.status == 200, body
+    response = response_on(connection)
+    body: dict[str, Any] = json.loads(response.read())
+    assert response.status == 200, body
     return body
 
 
 def test_restarts_under_load_lose_and_refuse_nothing_on_a_socket_that_systemd_holds(
-    start: Start, wechat: Sandbox, held: socket.socket
+    start: Start, wechat: Sandbox, opened: ExitStack
 ) -> None:
+    held = bind(opened, socket.AF_INET, ("127.0.0.1", 0))
     clients = [Client(wechat, held.getsockname(), keeps=bool(number % 2)) for number in range(8)]
     running = start(sockets=[held], verbose=False)
     for client in clients:
         client.start()
-    for _ in range(5):
+    for _ in range(3):
         before = [client.served for client in clients]
         eventually(
             "every client is served",
@@ -115,69 +195,70 @@ def test_restarts_under_load_lose_and_refuse_nothing_on_a_socket_that_systemd_ho
     assert running.stop() == 0
 
 
-@pytest.mark.parametrize("kind", ["IPv4", "IPv6", "unix", "abstract unix", "two"])
 def test_it_answers_on_whatever_systemd_listens_on(
-    start: Start, wechat: Sandbox, tmp_path: Path, kind: str
+    start: Start, wechat: Sandbox, tmp_path: Path, opened: ExitStack
 ) -> None:
     path = str(tmp_path / "socket")
-    families_and_names: dict[str, list[tuple[socket.AddressFamily, Any]]] = {
-        "IPv4": [(socket.AF_INET, ("127.0.0.1", 0))],
-        "IPv6": [(socket.AF_INET6, ("::1", 0))],
-        "unix": [(socket.AF_UNIX, path)],
-        "abstract unix": [(socket.AF_UNIX, f"\0{path}")],
-        "two": [(socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_UNIX, path)],
-    }
-    listening = []
-    for family, name in families_and_names[kind]:
-        listening.append(socket.socket(family))
-        listening[-1].bind(name)
-        listening[-1].listen()
-    running = start(sockets=listening)
-    told = {"IPv4": "http://127.0.0.1:", "IPv6": "http://[::1]:", "unix": f"unix:{path} "}
-    told |= {"abstract unix": f"unix:@{path} ", "two": f" and unix:{path} "}
-    running.says("listening on")
-    assert told[kind] in running.says("for appid")
+    listening = [
+        bind(opened, socket.AF_INET, ("127.0.0.1", 0)),
+        bind(opened, socket.AF_INET6, ("::1", 0)),
+        bind(opened, socket.AF_UNIX, path),
+        bind(opened, socket.AF_UNIX, f"\0{path}"),
+    ]
+    running = start(sockets=listening, limits=Limits(grace=0))
+    told = re.search("listening on (.*) for appid", running.says(" for appid"))
+    assert told is not None
+    ports = [held.getsockname()[1] for held in listening[:2]]
+    addresses = [f"http://127.0.0.1:{ports[0]}", f"http://[::1]:{ports[1]}"]
+    assert told[1].split(" and ") == [*addresses, f"unix:{path}", f"unix:@{path}"]
     for held in listening:
-        with socket.socket(held.family) as connection:
-            connection.settimeout(PATIENCE)
-            connection.connect(held.getsockname())
-            begin(connection)
-            body = answer_on(connection)
-            assert body["signature"] == signature_of(body, wechat.ticket, PAGE)
+        connection = connect_to(opened, held)
+        begin(connection)
+        body = answer_on(connection)
+        assert body["signature"] == signature_of(body, wechat.ticket, PAGE), held
         held.close()
     assert running.stop() == 0
 
 
-def test_the_sandbox_s_curl_line_names_a_unix_socket(tmp_path: Path) -> None:
+def test_the_sandbox_s_curl_line_names_a_unix_socket(tmp_path: Path, opened: ExitStack) -> None:
     path = f"{tmp_path}/socket"
-    with socket.socket(socket.AF_UNIX) as held, socket.socket(socket.AF_UNIX) as connection:
-        held.bind(path)
-        held.listen()
-        sandboxed = Server("--sandbox", sockets=[held])
-        sandboxed.says(f'curl --unix-socket {path} "http://localhost/getApi?url=')
-        connection.connect(path)
-        begin(connection)
-        assert answer_on(connection)["appId"] == "wxsandbox"
-        assert sandboxed.stop() == 0
+    held = bind(opened, socket.AF_UNIX, path)
+    sandboxed = Server("--sandbox", sockets=[held], limits=Limits(grace=0))
+    sandboxed.says(f'curl --unix-socket {path} "http://localhost/getApi?url=')
+    connection = connect_to(opened, held)
+    begin(connection)
+    assert answer_on(connection)["appId"] == "wxsandbox"
+    assert sandboxed.stop() == 0
+
+
+def handed_over(number: int) -> dict[str, str]:
+    """What systemd says in the environment."""
+    return {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(number), "LISTEN_FDNAMES": "http"}
 
 
 @pytest.mark.parametrize("kind", ["datagram", "connected", "seqpacket", "file"])
-def test_what_is_no_listening_stream_socket_is_a_sentence_and_status_1(
-    tmp_path: Path, kind: str
+def test_what_is_no_listening_stream_socket_is_refused(
+    tmp_path: Path, opened: ExitStack, kind: str
 ) -> None:
-    held: socket.socket | IO[Any]
     if kind == "datagram":
-        held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        given = socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach()
     elif kind == "connected":
-        held, _other = socket.socketpair()
-        _other.close()
+        ours, theirs = socket.socketpair()
+        opened.enter_context(ours)
+        given = theirs.detach()
     elif kind == "seqpacket":
-        held = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        held.bind(str(tmp_path / "socket"))
-        held.listen()
+        packets = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        packets.bind(str(tmp_path / "socket"))
+        packets.listen()
+        given = packets.detach()
     else:
-        held = (tmp_path / "file").open("w")
-    with held:
+        given = opened.enter_context((tmp_path / "file").open("w")).fileno()
+    with pytest.raises(ConfigError, match=f"can't listen on file descriptor {given}, which LISTEN"):
+        process.take_handed_over(handed_over(1), first=given)
+
+
+def test_a_socket_that_is_refused_is_a_sentence_and_status_1() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as held:
         refused = Server("--sandbox", sockets=[held])
         assert refused.wait() == 1
     assert "can't listen on file descriptor 3" in refused.output
@@ -189,8 +270,9 @@ def test_sockets_for_another_process_are_left_alone(start: Start, wechat: Sandbo
     assert_signs(running, wechat)
 
 
-def test_a_child_inherits_no_socket_and_takes_none_for_its_own(held: socket.socket) -> None:
-    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}
+def test_a_child_inherits_no_socket_and_takes_none_for_its_own(opened: ExitStack) -> None:
+    held = bind(opened, socket.AF_INET, ("127.0.0.1", 0))
+    environ = handed_over(1)
     given = os.dup(held.fileno())
     os.set_inheritable(given, True)
     [taken] = process.take_handed_over(environ, first=given)
@@ -203,8 +285,7 @@ def test_a_child_inherits_no_socket_and_takes_none_for_its_own(held: socket.sock
 
 @pytest.mark.parametrize("number", ["", "0", "-1", "many"])
 def test_no_sockets_are_none(number: str) -> None:
-    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": number}
-    assert process.take_handed_over(environ) == []
+    assert process.take_handed_over({**handed_over(0), "LISTEN_FDS": number}) == []
 
 
 PROXIES = LOOPBACK + (ip_network("10.0.0.0/8"),)
@@ -233,60 +314,49 @@ ON_A_UNIX_SOCKET = "0.0.0.0"
         (ON_A_UNIX_SOCKET, "203.0.113.7", "203.0.113.7"),
     ],
 )
-def test_the_client_is_who_the_nearest_trusted_proxies_say_and_nobody_else(
+def test_the_client_is_who_the_nearest_trusted_proxies_say_and_no_other(
     peer: str, forwarded: str, client: str
 ) -> None:
     assert process.client_address(peer, forwarded, PROXIES) == client
 
 
 def test_the_log_has_the_clients_address_and_only_a_proxy_can_name_it(
-    start: Start, tmp_path: Path
+    start: Start, tmp_path: Path, opened: ExitStack
 ) -> None:
+    held = [
+        bind(opened, socket.AF_INET, ("127.0.0.1", 0)),
+        bind(opened, socket.AF_UNIX, f"{tmp_path}/socket"),
+    ]
+    behind, apart = start(sockets=held), start("[server]", "trusted_proxies = 10.0.0.0/8")
     forged = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7", "X-Real-IP": "198.51.100.2"}
-    behind, apart = start(), start("[server]", "trusted_proxies = 10.0.0.0/8")
-    for running, path, client in (
-        (behind, "/1", "203.0.113.7"),
-        (apart, "/2", "127.0.0.1"),
+    for running, path, headers, client in (
+        (behind, "/1", forged, "203.0.113.7"),
+        (apart, "/2", forged, "127.0.0.1"),
+        (behind, "/3", {"X-Real-IP": "203.0.113.8"}, "203.0.113.8"),
+        (behind, "/4", {}, "127.0.0.1"),
     ):
-        fetch(f"{running.url}{path}", **forged)
+        fetch(f"{running.url}{path}", **headers)
         running.says(f"404 GET {path} from {client}, ")
-    fetch(f"{behind.url}/3", **{"X-Real-IP": "203.0.113.8"})
-    behind.says("404 GET /3 from 203.0.113.8, ")
-    fetch(f"{behind.url}/4")
-    behind.says("404 GET /4 from 127.0.0.1, ")
-    with socket.socket(socket.AF_UNIX) as held, socket.socket(socket.AF_UNIX) as connection:
-        held.bind(f"{tmp_path}/socket")
-        held.listen()
-        running = start(sockets=[held])
-        connection.connect(f"{tmp_path}/socket")
-        connection.sendall(b"GET /5 HTTP/1.1\r\nHost: a\r\n\r\n")
-        running.says("404 GET /5 from a unix socket, ")
-        connection.sendall(b"GET /6 HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: ::2\r\n\r\n")
-        running.says("404 GET /6 from ::2, ")
-
-
-async def open_connections(
-    address: tuple[str, int], number: int
-) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    return [await asyncio.open_connection(*address) for _ in range(number)]
+    connection = connect_to(opened, held[1])
+    connection.sendall(b"GET /5 HTTP/1.1\r\nHost: a\r\n\r\n")
+    behind.says("404 GET /5 from a unix socket, ")
+    connection.sendall(b"GET /6 HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: ::2\r\n\r\n")
+    behind.says("404 GET /6 from ::2, ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_finishes_the_requests_in_flight(
-    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    monkeypatch.setattr(process, "GRACE", 0)
+def test_a_stop_finishes_the_requests_in_flight(wechat: Sandbox, number: signal.Signals) -> None:
+    settings = settings_for(wechat, limits=Limits(grace=0, drain=PATIENCE))
     hold = threading.Event()
     wechat.faults["getticket"] = Fault(hold=hold)
 
     async def scenario() -> None:
-        [listening] = process.listen(ServerSettings("127.0.0.1", 0))
+        [listening] = listen()
         address = listening.getsockname()
-        serving = asyncio.ensure_future(serve(settings_for(wechat), [listening]))
+        serving = asyncio.ensure_future(serve(settings, [listening]))
         callers = await open_connections(address, 20)
-        for reader, writer in callers:
-            writer.write(REQUEST)
-            await reader.readuntil(RECEIVED)
+        for caller in callers:
+            await begin_on(caller)
         signal.raise_signal(number)
         await until("the listener is closed", lambda: listening.fileno() == -1)
         with pytest.raises(ConnectionRefusedError):
@@ -302,15 +372,13 @@ def test_a_stop_finishes_the_requests_in_flight(
     asyncio.run(scenario())
 
 
-def test_a_request_on_its_way_when_the_server_is_stopped_is_answered(
-    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a new connection and on a kept one; none is waited for longer than DRAIN."""
-    monkeypatch.setattr(process, "GRACE", PATIENCE)
+def test_a_request_on_its_way_when_the_server_is_stopped_is_answered(wechat: Sandbox) -> None:
+    """On a new connection and on a kept one."""
+    settings = settings_for(wechat, limits=Limits(grace=PATIENCE, drain=PATIENCE))
 
     async def scenario() -> None:
-        [listening] = process.listen(ServerSettings("127.0.0.1", 0))
-        serving = asyncio.ensure_future(serve(settings_for(wechat), [listening]))
+        [listening] = listen()
+        serving = asyncio.ensure_future(serve(settings, [listening]))
         (new, to_new), (kept, to_kept) = await open_connections(listening.getsockname(), 2)
         to_kept.write(REQUEST)
         assert b"signature" in await kept.readuntil(b"}")
@@ -327,40 +395,35 @@ def test_a_request_on_its_way_when_the_server_is_stopped_is_answered(
     asyncio.run(scenario())
 
 
-def test_a_stop_waits_for_the_newest_connection_though_others_are_idle(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_stop_waits_so_long_for_the_newest_connection_though_others_are_idle(
+    clock: MovedClock,
 ) -> None:
-    monkeypatch.setattr(process, "GRACE", 0.1)
-
     async def scenario() -> None:
-        listening = process.listen(ServerSettings("127.0.0.1", 0))
-        bounded = process.BoundedServer(Application())
-        bounded.add_sockets(listening)
-        (_, first), *_ = await open_connections(listening[0].getsockname(), 1)
-        await until("it is there", lambda: bounded.busy)
-        await until("it is idle", lambda: not bounded.busy)
-        (_, second), *_ = await open_connections(listening[0].getsockname(), 1)
-        await until("a request may be on its way", lambda: bounded.busy)
-        bounded.stop()
-        await bounded.close_all_connections()
-        first.close()
-        second.close()
+        async with bounded(clock=clock, limits=Limits(grace=7)) as (serving, address):
+            [(_, first)] = await open_connections(address, 1)
+            await until("it is there", lambda: serving.busy)
+            clock.advance(7)
+            await until("it is idle", lambda: not serving.busy)
+            [(_, second)] = await open_connections(address, 1)
+            await until("a request may be on its way", lambda: serving.busy)
+            clock.advance(6.9)
+            before = serving.busy
+            clock.advance(0.1)
+            assert (before, serving.busy) == (True, False)
+            first.close()
+            second.close()
 
     asyncio.run(scenario())
 
 
 def test_a_stop_waits_for_no_request_past_its_deadline() -> None:
     async def scenario() -> None:
-        listening = process.listen(ServerSettings("127.0.0.1", 0))
-        bounded = process.BoundedServer(lambda request: None)  # answers nobody
-        bounded.add_sockets(listening)
-        [(reader, writer)] = await open_connections(listening[0].getsockname(), 1)
-        writer.write(REQUEST)
-        await reader.readuntil(RECEIVED)
-        draining = process.drain(bounded, deadline=time.monotonic() + process.GRACE + 0.1)
-        await asyncio.wait_for(draining, PATIENCE)
-        assert await reader.read() == b""
-        writer.close()
+        async with bounded(lambda request: None) as (serving, address):  # answers none
+            [connection] = await open_connections(address, 1)
+            await begin_on(connection)
+            draining = process.drain(serving, deadline=time.monotonic() + 0.1)
+            await asyncio.wait_for(draining, PATIENCE)
+            await assert_closed(connection)
 
     asyncio.run(scenario())
 
@@ -395,27 +458,31 @@ def test_a_stop_under_load_loses_nothing_of_those_who_keep_their_connection(
     assert running.wait() == 0
 
 
-def test_a_stop_is_bounded_though_wechat_hangs_and_tells_pages_when_to_come_again(
+def test_a_stop_is_bounded_though_wechat_hangs_and_a_client_reads_nothing(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:
+    """Pages are told in time when to come again."""
     wechat.faults["token"] = Fault(hold=threading.Event())
-    running = start("timeout = 60")
+    running = start("timeout = 60", limits=Limits(drain=0.5, grace=0))
     callers = connect(running, 5)
     for caller in callers:
         begin(caller)
+    connect(running, 1)[0].sendall(1000 * b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    eventually("it has asked for much", lambda: "200 GET / " in running.output)
     began = time.monotonic()
     running.process.terminate()
     for caller in callers:
-        answer = http.client.HTTPResponse(caller)
-        answer.begin()
-        assert (answer.status, answer.getheader("Retry-After")) == (503, "1")
+        response = response_on(caller)
+        assert (response.status, response.getheader("Retry-After")) == (503, "1")
+    assert 0.45 < time.monotonic() - began < 4
     assert running.wait() == 0
-    assert time.monotonic() - began < process.DRAIN + 5
+    assert 0.5 < time.monotonic() - began < 4
 
 
 @contextmanager
-def disposition(number: signal.Signals, handler: signal.Handlers) -> Iterator[None]:
-    """What a process started meanwhile does at the signal until it decides for itself."""
+def disposition(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """What this process does at the signal, and one that is started meanwhile until it decides
+    for itself."""
     before = signal.signal(number, handler)
     try:
         yield
@@ -429,7 +496,7 @@ def test_a_hangup_drains_and_so_does_the_second_one_of_a_closing_terminal(
     hold = threading.Event()
     wechat.faults["getticket"] = Fault(hold=hold)
     with disposition(signal.SIGHUP, signal.SIG_DFL):
-        running = start()
+        running = start(limits=LONG_STOP)
     with running.connect() as caller:
         begin(caller)
         running.process.send_signal(signal.SIGHUP)
@@ -453,16 +520,24 @@ def test_under_nohup_it_outlives_a_hangup(start: Start, wechat: Sandbox) -> None
 
 @pytest.mark.parametrize("number", STOPS)
 def test_a_stop_in_the_moment_the_log_says_listening_drains(
-    start: Start, number: signal.Signals
+    wechat: Sandbox, caplog: pytest.LogCaptureFixture, number: signal.Signals
 ) -> None:
-    with disposition(signal.SIGHUP, signal.SIG_DFL):
-        running = start()
-    deadline = time.monotonic() + PATIENCE
-    while "listening" not in running.output and time.monotonic() < deadline:
-        time.sleep(0)  # eventually() would come too late to see it fail
-    running.process.send_signal(number)
-    assert running.wait() == 0
-    assert "stopping" in running.output
+    def stop(record: logging.LogRecord) -> bool:
+        if "listening on" in record.getMessage():
+            signal.raise_signal(number)
+        return True
+
+    def too_early(*_: Any) -> None:
+        raise AssertionError("the server does not yet take the signal")
+
+    log = logging.getLogger("server")
+    log.addFilter(stop)
+    try:
+        with disposition(number, too_early):
+            asyncio.run(serve(settings_for(wechat), listen()))
+    finally:
+        log.removeFilter(stop)
+    assert "stopping" in caplog.text
 
 
 @pytest.mark.parametrize("number", STOPS)
@@ -496,45 +571,55 @@ def test_an_interrupt_while_modules_are_imported_ends_it_without_a_word(
     assert (interrupted.wait(), interrupted.output) == (-signal.SIGINT, "")
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("first", STOPS)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGHUP, signal.SIGTERM),
+    ],
+)
 def test_a_second_stop_signal_ends_it_at_once(
     start: Start, wechat: Sandbox, first: signal.Signals, second: signal.Signals
 ) -> None:
     wechat.faults["token"] = Fault(hold=threading.Event())
     with disposition(signal.SIGHUP, signal.SIG_DFL):
-        running = start("timeout = 60")
+        running = start("timeout = 60", limits=LONG_STOP)
     with running.connect() as caller:
         begin(caller)
         running.process.send_signal(first)
         running.says("stopping")
-        began = time.monotonic()
         running.process.send_signal(second)
         assert running.wait() == -second
-        assert time.monotonic() - began < process.DRAIN / 2
 
 
-def test_a_stop_waits_for_nobody_who_is_idle(start: Start, wechat: Sandbox) -> None:
-    running = start()
+def test_a_stop_does_not_wait_for_what_is_idle(start: Start, wechat: Sandbox) -> None:
+    running = start(limits=Limits(grace=0, drain=2 * PATIENCE))
     with running.connect():
         assert_signs(running, wechat)
-        began = time.monotonic()
-        assert running.stop() == 0
-        assert time.monotonic() - began < process.DRAIN
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait() == 0
 
 
-def test_the_ticket_is_looked_at_without_a_page_that_asks(wechat: Sandbox) -> None:
-    settings = settings_for(wechat, expire=1)
+def test_the_ticket_is_looked_at_without_a_page_that_asks(
+    wechat: Sandbox, clock: MovedClock
+) -> None:
     wechat.faults["token"] = Fault(errcode=-1)  # an error is not the end of it
+    limits = Limits(look_interval=0.1, look_soon=0.1)
+    tickets = tickets_for(wechat, clock=clock, limits=limits)
+
+    def fetched_twice() -> bool:
+        clock.advance(100)
+        return wechat.calls["getticket"] >= 2
 
     async def scenario() -> None:
-        sockets = process.listen(ServerSettings("127.0.0.1", 0))
-        serving = asyncio.ensure_future(serve(settings, sockets))
+        looking = asyncio.ensure_future(server.refresh_regularly(tickets))
         await until("WeChat was asked", lambda: wechat.calls["token"])
         wechat.faults.clear()
-        await until("the ticket is fetched again", lambda: wechat.calls["getticket"] >= 2)
-        signal.raise_signal(signal.SIGTERM)
-        await serving
+        await until("the ticket is fetched again and again", fetched_twice)
+        looking.cancel()
+        await tickets.close(timeout=PATIENCE)
 
     asyncio.run(scenario())
 
@@ -555,43 +640,27 @@ def test_a_server_that_stops_while_wechat_hangs_leaves_no_lock(
     start: Start, wechat: Sandbox, redis_server: RedisServer
 ) -> None:
     wechat.faults["getticket"] = Fault(hold=threading.Event())
-    running = start(*redis_server.ini)
+    running = start(*redis_server.ini, limits=Limits(drain=0.3))
     eventually("it asks", lambda: wechat.calls["getticket"])
     assert redis_server.run("EXISTS", LOCK_KEY)
     assert running.stop() == 0
     assert not redis_server.run("EXISTS", LOCK_KEY)
 
 
-def test_thousands_of_idle_and_half_connections_harm_nobody(
-    start: Start, wechat: Sandbox, connect: Connect
+def test_thousands_of_idle_and_half_connections_harm_no_other(
+    start: Start, wechat: Sandbox, connect: Connect, many_files: int
 ) -> None:
     running = start()
     assert_signs(running, wechat)
     before = resident(running.process)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    number = min(3000, hard // 2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    held = connect(running, number)
-    for place, connection in enumerate(held):
+    number = min(2000, many_files // 2)
+    for place, connection in enumerate(connect(running, number)):
         connection.sendall(
             (b"", b"GET /getApi?url=", b"GET / HTTP/1.1\r\nHost: a\r\nX: ")[place % 3]
         )
     assert_signs(running, wechat)
     assert resident(running.process) - before < 30 * number
     assert_signs(running, wechat)
-
-
-def test_callers_are_served_at_once_though_idle_connections_take_all_there_may_be(
-    start: Start, wechat: Sandbox, connect: Connect
-) -> None:
-    running = start(files=256)
-    idle = connect(running, 400)
-    callers = connect(running, 20)
-    for caller in callers:
-        begin(caller)
-    for caller in callers:
-        assert answer_on(caller)
-    assert idle[0].recv(1) == b""  # closed by the server
 
 
 def cpu_time(running: Server) -> float:
@@ -601,108 +670,179 @@ def cpu_time(running: Server) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells it in /proc")
-def test_long_heads_that_come_a_byte_at_a_time_keep_nobody_waiting(
-    start: Start, wechat: Sandbox, connect: Connect
+def test_long_heads_that_come_a_byte_at_a_time_keep_no_other_waiting(
+    shared: Server, shared_wechat: Sandbox, connect: Connect, many_files: int
 ) -> None:
-    running = start(verbose=False)
-    assert_signs(running, wechat)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    slow, rounds = connect(running, min(1000, hard // 2)), 3
+    assert_signs(shared, shared_wechat)
+    slow, rounds = connect(shared, min(1000, many_files // 2)), 3
     for connection in slow:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 30_000)
-    assert_signs(running, wechat)
-    before = cpu_time(running)
+    assert_signs(shared, shared_wechat)
+    before = cpu_time(shared)
     for _ in range(rounds):
         for connection in slow:
             connection.sendall(b"x")
-        assert_signs(running, wechat)
-    assert (cpu_time(running) - before) / (rounds * len(slow)) < 0.0003
+        assert_signs(shared, shared_wechat)
+    assert (cpu_time(shared) - before) / (rounds * len(slow)) < 0.0003
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\r\n\n", b"\n\r\n"])
-def test_a_head_ends_with_an_empty_line_of_any_kind(
-    start: Start, wechat: Sandbox, connect: Connect, end: bytes
-) -> None:
-    (connection,) = connect(start(), 1)
-    for _ in range(2):
-        connection.sendall(f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a".encode() + end)
-        assert answer_on(connection)
+def test_a_head_ends_with_an_empty_line_of_any_kind(shared: Server, end: bytes) -> None:
+    with shared.connect() as connection:
+        for _ in range(2):
+            connection.sendall(f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a".encode() + end)
+            assert answer_on(connection)
 
 
 def test_for_a_new_connection_the_one_that_is_idle_longest_is_closed(
-    start: Start, wechat: Sandbox, connect: Connect
+    small: Server, shared_wechat: Sandbox, connect: Connect
 ) -> None:
-    running = start(files=256)
-    active = http.client.HTTPConnection(*running.address, timeout=PATIENCE)
+    active = http.client.HTTPConnection(*small.address, timeout=PATIENCE)
     held = []
     for _ in range(8):
-        held += connect(running, 50)
+        held += connect(small, 50)
         active.request("GET", f"/getApi?url={PAGE}")  # the same connection all the time
         assert active.getresponse().read()
-    assert_signs(running, wechat)
+    for caller in (callers := connect(small, 20)):
+        begin(caller)
+    for caller in callers:
+        assert answer_on(caller)
+    assert_signs(small, shared_wechat)
     assert held[0].recv(1) == b""  # closed by the server
-    assert "Too many open files" not in running.output
+    assert "Too many open files" not in small.output
     active.close()
 
 
-def waiting(
-    start: Start, wechat: Sandbox, connect: Connect, number: int
-) -> tuple[Server, list[socket.socket], threading.Event]:
-    """A server, so many callers who wait for WeChat, and the event that has it answer."""
+def test_no_newcomer_takes_the_place_of_a_connection_that_waits_for_wechat(
+    start: Start, wechat: Sandbox, connect: Connect
+) -> None:
+    """Where all wait it is closed at once, until one is answered."""
     hold = threading.Event()
     wechat.faults["getticket"] = Fault(hold=hold)
-    running = start("timeout = 60", files=256)
-    callers = connect(running, number)
+    running = start("timeout = 60", files=FILES)
+    callers = connect(running, 20)
     for caller in callers:
         begin(caller)
-    return running, callers, hold
-
-
-def test_whoever_waits_for_an_answer_is_not_idle(
-    start: Start, wechat: Sandbox, connect: Connect
-) -> None:
-    running, callers, hold = waiting(start, wechat, connect, 20)
-    connect(running, 400)
-    hold.set()
-    for caller in callers:
-        assert answer_on(caller)
-    assert "Too many open files" not in running.output
-
-
-def test_where_all_are_answered_newcomers_are_closed_until_one_is_idle(
-    start: Start, wechat: Sandbox, connect: Connect
-) -> None:
-    running, callers, hold = waiting(start, wechat, connect, 192)
-    for newcomer in connect(running, 20):
+    idle = connect(running, 400)
+    callers += (others := connect(running, FILES * 3 // 4 - 20))
+    for caller in others:
+        begin(caller)
+    for newcomer in [*idle, *connect(running, 100)]:
         with suppress(ConnectionResetError):
-            assert newcomer.recv(1) == b""
+            assert newcomer.recv(1) == b""  # closed by the server
     hold.set()
     for caller in callers:
         assert answer_on(caller)
     assert_signs(running, wechat)
+    begin(callers[-1])
+    assert answer_on(callers[-1])
+    assert "Too many open files" not in running.output
 
 
-def test_no_answer_waits_until_the_one_before_is_acknowledged(wechat: Sandbox) -> None:
-    nodelay: list[int] = []
+class Answering(RequestHandler):
+    """A page, once it may be answered, and what is done in the moment when it is answered: the
+    connection does not yet wait for its next request."""
 
-    class Signing(server.SigningApplication):
-        def log_request(self, handler: RequestHandler) -> None:
-            connection: Any = handler.request.connection
-            accepted = connection.stream.socket
-            nodelay.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+    def initialize(self, may_answer: asyncio.Event, then: Callable[[], None]) -> None:
+        self.may_answer = may_answer
+        self.then = then
+
+    async def get(self) -> None:
+        await self.may_answer.wait()
+        await self.finish("</html>")
+
+    def on_finish(self) -> None:
+        self.then()
+
+
+@asynccontextmanager
+async def at_an_answer(
+    newcomer: socket.socket, *, limit: int
+) -> AsyncIterator[tuple[Any, asyncio.Event]]:
+    """A server's address, and the event that has it answer: with the first answer comes a
+    newcomer."""
+    arriving, may_answer = [newcomer], asyncio.Event()
+
+    def arrive() -> None:
+        while arriving:
+            serving.handle_stream(IOStream(arriving.pop()), "")
+
+    routes = [("/getApi", Answering, {"may_answer": may_answer, "then": arrive})]
+    async with bounded(Application(routes), limit=limit) as (serving, address):
+        yield address, may_answer
+
+
+def test_a_newcomer_is_served_in_the_moment_when_another_is_answered() -> None:
+    ours, theirs = socket.socketpair()
 
     async def scenario() -> None:
-        settings = settings_for(wechat)
-        application = Signing(settings, server.make_tickets(settings, Cache(settings)))
-        bounded = process.BoundedServer(application)
-        bounded.add_sockets(listening := process.listen(ServerSettings("127.0.0.1", 0)))
-        [(reader, writer)] = await open_connections(listening[0].getsockname(), 1)
-        for _ in range(2):
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-            await asyncio.wait_for(reader.readuntil(b"}"), PATIENCE)
-        writer.close()
-        bounded.stop()
+        async with at_an_answer(theirs, limit=1) as (address, may_answer):
+            [only] = await open_connections(address, 1)
+            await ask(only)  # so that it was idle once
+            await begin_on(only)
+            [early] = await open_connections(address, 1)
+            await assert_closed(early)
+            may_answer.set()
+            await only[0].readuntil(b"</html>")
+            await assert_closed(only)
+            await ask(newcomer := await asyncio.open_connection(sock=ours))
+            newcomer[1].close()
+
+    asyncio.run(scenario())
+
+
+def test_no_newcomer_takes_the_place_of_what_still_receives_its_answer() -> None:
+    class Long(RequestHandler):
+        def get(self) -> None:
+            self.finish(bytes(10_000_000) + b"</html>")
+
+    async def scenario() -> None:
+        async with bounded(Application([("/", Long)]), limit=1) as (_, address):
+            [(reader, writer)] = await open_connections(address, 1)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            await reader.readexactly(1)
+            [newcomer] = await open_connections(address, 1)
+            await assert_closed(newcomer)
+            assert (await reader.read()).endswith(b"</html>")
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_newcomer_takes_the_place_of_what_was_idle_when_another_is_answered() -> None:
+    ours, theirs = socket.socketpair()
+
+    async def scenario() -> None:
+        async with at_an_answer(theirs, limit=2) as (address, may_answer):
+            [waiting] = await open_connections(address, 1)
+            await begin_on(waiting)
+            [idle] = await open_connections(address, 1)
+            await ask(idle)
+            may_answer.set()
+            await waiting[0].readuntil(b"</html>")
+            await assert_closed(idle)
+            await ask(newcomer := await asyncio.open_connection(sock=ours))
+            await ask(waiting)
+            newcomer[1].close()
+            waiting[1].close()
+
+    asyncio.run(scenario())
+
+
+def test_no_answer_waits_until_the_one_before_is_acknowledged() -> None:
+    nodelay: list[int] = []
+
+    def look(handler: RequestHandler) -> None:
+        connection: Any = handler.request.connection
+        accepted = connection.stream.socket
+        nodelay.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    async def scenario() -> None:
+        async with bounded(Application(log_function=look)) as (_, address):
+            [connection] = await open_connections(address, 1)
+            await ask(connection)
+            await ask(connection)
+            connection[1].close()
 
     asyncio.run(scenario())
     assert len(nodelay) == 2
@@ -712,48 +852,27 @@ def test_no_answer_waits_until_the_one_before_is_acknowledged(wechat: Sandbox) -
 def test_connections_that_are_gone_count_no_longer(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:
-    """Neither idle ones nor those that left while they waited for an answer."""
+    """Neither those that left while they waited for an answer, nor idle ones."""
     hold = threading.Event()
-    running = start("timeout = 60", files=256)
+    wechat.faults["token"] = Fault(hold=hold)
+    running = start("timeout = 60", files=FILES)
+    for _ in range(300):
+        with suppress(OSError), running.connect() as leaving:
+            leaving.sendall(f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+
+    def serves() -> bool:
+        with suppress(OSError):
+            return fetch(f"{running.url}/healthz")[0] == 503
+        return False
+
+    eventually("there is room for a new connection", serves)
+    hold.set()
     assert_signs(running, wechat)
     (oldest,) = connect(running, 1)
     for _ in range(300):
         running.connect().close()
     begin(oldest)
     assert answer_on(oldest)
-
-    wechat.faults["token"] = Fault(hold=hold)
-    waiting = start("timeout = 60", files=256)
-    assert waiting.url
-    for _ in range(300):
-        with suppress(OSError), waiting.connect() as leaving:
-            leaving.sendall(f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-
-    def serves() -> bool:
-        with suppress(OSError):
-            return fetch(f"{waiting.url}/healthz")[0] == 503
-        return False
-
-    eventually("there is room for a new connection", serves)
-    hold.set()
-
-
-def test_while_all_wait_for_an_answer_a_new_connection_is_closed(
-    start: Start, wechat: Sandbox, connect: Connect
-) -> None:
-    hold = threading.Event()
-    wechat.faults["getticket"] = Fault(hold=hold)
-    running = start("timeout = 60", files=256)
-    callers = connect(running, 256 * 3 // 4)
-    for caller in callers:
-        begin(caller)
-    for newcomer in connect(running, 100):
-        assert newcomer.recv(1) == b""  # closed by the server
-    hold.set()
-    for caller in callers:
-        assert answer_on(caller)
-    begin(callers[0])
-    assert answer_on(callers[0])
 
 
 def descriptors(running: Server) -> int:
@@ -771,13 +890,13 @@ def unsent(running: Server) -> int:
 def test_clients_that_never_read_are_closed_and_one_that_reads_slowly_is_not(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:
-    running = start(verbose=False, write_timeout=2, files=256)
+    running = start(verbose=False, files=FILES, limits=Limits(write_timeout=1))
     assert_signs(running, wechat)
     (slow,) = connect(running, 1)
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     begin(slow)
     assert answer_on(slow)
-    before, number, requests = descriptors(running), 150, 1000
+    before, number, requests = descriptors(running), 150, 500
     ask = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
     for connection in connect(running, number):
         connection.sendall(requests * ask)
@@ -786,7 +905,7 @@ def test_clients_that_never_read_are_closed_and_one_that_reads_slowly_is_not(
 
     def closed() -> bool:
         nonlocal most
-        received.extend(slow.recv(128 * 1024))
+        received.extend(slow.recv(64 * 1024))
         most = max(most, unsent(running))
         assert_signs(running, wechat)
         return descriptors(running) <= before + 1  # which that of assert_signs may be
@@ -803,19 +922,38 @@ def test_clients_that_never_read_are_closed_and_one_that_reads_slowly_is_not(
         assert answer_on(caller)
 
 
+def test_what_is_idle_for_longer_than_the_limit_is_closed_and_nothing_else(
+    clock: MovedClock,
+) -> None:
+    """It is looked for 15 times in that time, so here it takes 0.2 s."""
+
+    async def scenario() -> None:
+        async with bounded(clock=clock, limits=Limits(idle_timeout=3)) as (_, address):
+            [new, old] = await open_connections(address, 2)
+            await ask(old)
+            clock.advance(2.5)
+            [young] = await open_connections(address, 1)
+            await ask(young)
+            clock.advance(0.6)
+            await assert_closed(new)
+            await assert_closed(old)
+            await ask(young)
+            young[1].close()
+
+    asyncio.run(scenario())
+
+
 def test_what_is_idle_for_long_is_closed_and_what_waits_for_wechat_is_not(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:
     hold = threading.Event()
     wechat.faults["getticket"] = Fault(hold=hold)
-    running = start("timeout = 60", idle_timeout=0.5)
-    new, half, kept, waiting = connect(running, 4)
-    half.sendall(b"GET / HT")
-    kept.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
-    answer = http.client.HTTPResponse(kept)
-    answer.begin()
-    answer.read()
+    running = start("timeout = 60", limits=Limits(idle_timeout=0.5))
+    waiting, kept, half, new = connect(running, 4)
     begin(waiting)
+    kept.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+    response_on(kept).read()
+    half.sendall(b"GET / HT")
     for idle in (new, half, kept):
         assert idle.recv(1) == b""
     hold.set()
@@ -842,27 +980,24 @@ def test_what_a_client_that_left_has_asked_for_is_not_worked_on(
     assert "/unread" not in running.output
 
 
-@pytest.mark.parametrize("size", [process.LIMITS["max_header_size"], 200_000])
+@pytest.mark.parametrize("size", [process.SIZES["max_header_size"], 200_000])
 def test_a_head_over_the_limit_is_answered_before_the_connection_closes(
-    start: Start, wechat: Sandbox, size: int
+    shared: Server, shared_wechat: Sandbox, size: int
 ) -> None:
-    running = start()
     for head in (b"GET /getApi?url=%b HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nCookie: %b\r\n\r\n"):
-        with running.connect() as connection:
+        with shared.connect() as connection:
             connection.sendall(head % (b"x" * size))
-            answer = http.client.HTTPResponse(connection)
-            answer.begin()
-            assert (answer.status, answer.getheader("Connection")) == (431, "close")
-            assert "longer than 32 KiB" in json.loads(answer.read())["error"]
+            response = response_on(connection)
+            assert (response.status, response.getheader("Connection")) == (431, "close")
+            assert "longer than 32 KiB" in json.loads(response.read())["error"]
             assert connection.recv(1) == b""
-    assert_signs(running, wechat)
+    assert_signs(shared, shared_wechat)
 
 
 @pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
 def test_a_request_with_a_body_is_refused_in_json(
-    start: Start, wechat: Sandbox, method: str
+    shared: Server, shared_wechat: Sandbox, method: str
 ) -> None:
-    running = start()
     head = f"{method} /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n".encode()
     for body in (
         b"Content-Length: 1\r\n\r\nx",
@@ -870,68 +1005,52 @@ def test_a_request_with_a_body_is_refused_in_json(
         b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
         b"Transfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100 + b"\r\nx\r\n0\r\n\r\n",
     ):
-        with running.connect() as connection:
+        with shared.connect() as connection:
             connection.sendall(head + body)
-            answer = http.client.HTTPResponse(connection)
-            answer.begin()
-            assert (answer.status, answer.getheader("Connection")) == (400, "close")
-            assert "has a body" in json.loads(answer.read())["error"]
+            response = response_on(connection)
+            assert (response.status, response.getheader("Connection")) == (400, "close")
+            assert "has a body" in json.loads(response.read())["error"]
             assert connection.recv(1) == b""
-    assert_signs(running, wechat)
+    assert_signs(shared, shared_wechat)
 
 
-def test_an_empty_body_is_none(start: Start, wechat: Sandbox, connect: Connect) -> None:
+def test_an_empty_body_is_none(shared: Server) -> None:
     """Some proxies send one with every request."""
-    (connection,) = connect(start(), 1)
     request = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n".encode()
-    for body in (b"Content-Length: 0\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
-        connection.sendall(request + body)
-        assert answer_on(connection)
-    connection.sendall(b"GET /%b HTTP/1.1\r\n\r\n" % bytes(40_000))
-    answer = http.client.HTTPResponse(connection)
-    answer.begin()
-    assert answer.status == 431
+    with shared.connect() as connection:
+        for body in (b"Content-Length: 0\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
+            connection.sendall(request + body)
+            assert answer_on(connection)
+        connection.sendall(b"GET /%b HTTP/1.1\r\n\r\n" % bytes(40_000))
+        assert response_on(connection).status == 431
 
 
+@pytest.mark.parametrize(("method", "path"), [(b"GET", b"/"), (b"POST", b"/getApi")])
 def test_what_is_not_printable_in_a_path_stays_out_of_answer_and_log(
-    start: Start, wechat: Sandbox
+    shared: Server, method: bytes, path: bytes
 ) -> None:
-    running = start()
-    for method in (b"GET", b"POST"):
-        with running.connect() as connection:
-            path = b"/getApi" if method == b"POST" else b"/"
-            connection.sendall(
-                method
-                + b" "
-                + path
-                + b"\x9b31m\x85FORGED"
-                + b"x" * 5000
-                + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-            )
-            answer = http.client.HTTPResponse(connection)
-            answer.begin()
-            body = answer.read()
-            assert answer.status in (404, 405)
-            assert len(body) < 400
-    running.says("FORGED")
-    assert "\x9b" not in running.output
-    assert "\x85" not in running.output
+    target = path + b"\x9b31m\x85FORGED-" + method + b"x" * 5000
+    with shared.connect() as connection:
+        connection.sendall(method + b" " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        response = response_on(connection)
+        assert response.status in (404, 405)
+        assert len(response.read()) < 400
+    shared.says(f"FORGED-{method.decode()}")
+    assert "\x9b" not in shared.output
+    assert "\x85" not in shared.output
 
 
 @pytest.mark.parametrize("origin", ["http://sign.example.com", "HTTPS://[::1]:8060"])
 def test_a_target_in_absolute_form_is_the_same_as_without_its_origin(
-    start: Start, wechat: Sandbox, origin: str
+    shared: Server, shared_wechat: Sandbox, origin: str
 ) -> None:
-    running = start()
-    with running.connect() as connection:
-        connection.sendall(REQUEST.replace(b"GET /", f"GET {origin}/".encode()))
-        assert connection.recv(len(RECEIVED), socket.MSG_WAITALL) == RECEIVED
+    with shared.connect() as connection:
+        begin(connection, REQUEST.replace(b"GET /", f"GET {origin}/".encode()))
         answer = answer_on(connection)
-        assert answer["signature"] == signature_of(answer, wechat.ticket, PAGE)
+        assert answer["signature"] == signature_of(answer, shared_wechat.ticket, PAGE)
         for target in (origin, f"{origin}?x=1/y", f"{origin}/"):
             connection.sendall(f"HEAD {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-            response = http.client.HTTPResponse(connection, method="HEAD")
-            response.begin()
+            response = response_on(connection, "HEAD")
             assert response.status == 200
             assert response.getheader("Content-Type") == "text/html; charset=UTF-8"
 

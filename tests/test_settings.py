@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import configparser
+import socket
+from dataclasses import fields
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from harness import ROOT
+from harness import ROOT, Instance
 
-from wechat_sign.errors import ConfigError
+from wechat_sign.errors import ConfigError, WeChatUnreachable
 from wechat_sign.settings import (
+    SECTIONS,
     JssdkSettings,
     RedisSettings,
     RedisUrl,
@@ -37,10 +40,38 @@ def problems(text: str | bytes, tmp_path: Path, **environ: str) -> list[str]:
 
 def test_the_defaults_are_those_of_the_program_that_this_one_replaces(tmp_path: Path) -> None:
     assert load(ACCOUNT, tmp_path) == Settings(
-        WeChatSettings("wx1", "s3cr3t", "https://api.weixin.qq.com", "token", 5),
-        RedisSettings("", 6379, 0, "", "", False, None, "", "", 7100, 600),
-        JssdkSettings(True, ("updateAppMessageShareData", "updateTimelineShareData"), (), ()),
-        ServerSettings("0.0.0.0", 8060, True, (ip_network("127.0.0.0/8"), ip_network("::1"))),
+        wechat=WeChatSettings(
+            appid="wx1",
+            secret="s3cr3t",
+            api="https://api.weixin.qq.com",
+            token_api="token",
+            timeout=5,
+        ),
+        redis=RedisSettings(
+            host="",
+            port=6379,
+            db=0,
+            username="",
+            password="",
+            tls=False,
+            url=None,
+            access_token_key="",
+            jsapi_ticket_key="",
+            expire=7100,
+            recheck=600,
+        ),
+        jssdk=JssdkSettings(
+            debug=True,
+            js_api_list=("updateAppMessageShareData", "updateTimelineShareData"),
+            open_tag_list=(),
+            page_hosts=(),
+        ),
+        server=ServerSettings(
+            address="0.0.0.0",
+            port=8060,
+            page=True,
+            trusted_proxies=(ip_network("127.0.0.0/8"), ip_network("::1")),
+        ),
     )
 
 
@@ -93,16 +124,37 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     """
     text = "\n".join(line[4:] for line in text.splitlines())
     assert load(text, tmp_path) == Settings(
-        WeChatSettings("wx1", "s", "http://127.0.0.1:1/base", "stable_token", 2.5),
-        RedisSettings("r", 1, 2, "u", "p", True, None, "a", "t", 3, 0),
-        JssdkSettings(
-            False,
-            ("scanQRCode", "getLocation", "chooseImage"),
-            ("wx-open-launch-app",),
-            ("h5.example.com", "*.xn--fsqu00a.com", "[::1]"),
+        wechat=WeChatSettings(
+            appid="wx1",
+            secret="s",
+            api="http://127.0.0.1:1/base",
+            token_api="stable_token",
+            timeout=2.5,
         ),
-        ServerSettings(
-            "::1", 4, False, tuple(map(ip_network, ("10.0.0.5", "172.16.0.0/12", "2001:db8::/32")))
+        redis=RedisSettings(
+            host="r",
+            port=1,
+            db=2,
+            username="u",
+            password="p",
+            tls=True,
+            url=None,
+            access_token_key="a",
+            jsapi_ticket_key="t",
+            expire=3,
+            recheck=0,
+        ),
+        jssdk=JssdkSettings(
+            debug=False,
+            js_api_list=("scanQRCode", "getLocation", "chooseImage"),
+            open_tag_list=("wx-open-launch-app",),
+            page_hosts=("h5.example.com", "*.xn--fsqu00a.com", "[::1]"),
+        ),
+        server=ServerSettings(
+            address="::1",
+            port=4,
+            page=False,
+            trusted_proxies=tuple(map(ip_network, ("10.0.0.5", "172.16.0.0/12", "2001:db8::/32"))),
         ),
     )
 
@@ -182,14 +234,13 @@ def test_a_wrong_file_is_told_in_a_sentence(
 
 
 EVERY_OPTION = [
-    (section, name)
-    for section, schema in vars(Settings(WeChatSettings("wx1", "s"))).items()
-    for name in vars(schema)
-    if (section, name) not in [("wechat", "secret"), ("redis", "password")]
+    (section, option.name) for section, schema in SECTIONS.items() for option in fields(schema)
 ]
 
 
-@pytest.mark.parametrize(("section", "name"), EVERY_OPTION)
+@pytest.mark.parametrize(
+    ("section", "name"), [one for one in EVERY_OPTION if one[1] not in ("secret", "password")]
+)
 def test_a_secret_in_any_other_option_is_refused_and_not_shown(
     section: str, name: str, tmp_path: Path
 ) -> None:
@@ -261,7 +312,9 @@ def test_the_settings_show_no_secret_either(tmp_path: Path) -> None:
     assert "s3cr3t" not in repr(load(ACCOUNT + "[redis]\npassword = s3cr3t", tmp_path))
 
 
-@pytest.mark.parametrize("password", ["50%", "%(x)s", "a#b;c", "a ; b # c", "中文=："])
+@pytest.mark.parametrize(
+    "password", ["50%", "%(x)s", "a#b;c", "a ; b # c", "中文=：", '"quoted"', "'q'", "it's", SECRET]
+)
 def test_a_password_is_taken_as_it_stands(password: str, tmp_path: Path) -> None:
     settings = load(ACCOUNT + f"[redis]\npassword = {password}\n", tmp_path)
     assert settings.redis.password == password
@@ -306,7 +359,7 @@ def test_the_example_works_once_appid_and_secret_are_filled_in(tmp_path: Path) -
     assert problems(example, tmp_path)[0] == "[wechat] appid is required: fill it in"
     filled = example.replace("appid =\n", "appid = wx1\n").replace("secret =\n", "secret = s\n")
     settings = load(filled, tmp_path)
-    assert settings.wechat == WeChatSettings("wx1", "s", token_api="stable_token")
+    assert settings.wechat == WeChatSettings(appid="wx1", secret="s", token_api="stable_token")
     assert settings.redis == RedisSettings(host="127.0.0.1")
     assert settings.server == ServerSettings()
     assert settings.jssdk.js_api_list[:2] == JssdkSettings().js_api_list
@@ -327,10 +380,7 @@ def example_options() -> list[tuple[str, str, bool]]:
 
 
 def test_the_example_has_every_option_once_and_in_order() -> None:
-    settings = Settings(WeChatSettings("wx1", "s"))
-    assert [(section, name) for section, name, _ in example_options()] == [
-        (section, name) for section, fields in vars(settings).items() for name in vars(fields)
-    ]
+    assert [(section, name) for section, name, _ in example_options()] == EVERY_OPTION
 
 
 def test_the_example_explains_every_option_in_a_comment() -> None:
@@ -342,12 +392,11 @@ def test_the_example_explains_every_option_in_a_comment() -> None:
 def test_the_example_spells_booleans_one_way() -> None:
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string((ROOT / "config.example.ini").read_text(encoding="utf-8"))
-    settings = Settings(WeChatSettings("wx1", "s"))
     spellings = {
-        parser[section][name]
-        for section, fields in vars(settings).items()
-        for name, value in vars(fields).items()
-        if isinstance(value, bool)
+        parser[section][option.name]
+        for section, schema in SECTIONS.items()
+        for option in fields(schema)
+        if isinstance(option.default, bool)
     }
     assert spellings == {"true", "false"}
 
@@ -396,6 +445,37 @@ def test_a_url_names_any_redis(
     assert settings.redis.place == place
     assert "p@" not in repr(settings)
     assert "p%40" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("lines", "port"),
+    [
+        ("host = redis.test", 6379),
+        ("host = redis.test\nport = 7", 7),
+        ("url = redis://redis.test", 6379),
+        ("url = rediss://redis.test", 6379),
+        ("url = redis+cluster://redis.test", 6379),
+        ("url = redis+cluster://redis.test:7", 7),
+        ("url = redis+sentinel://redis.test/main", 26379),
+        ("url = rediss+sentinel://redis.test/main/1", 26379),
+        ("url = redis+sentinel://redis.test:7/main", 7),
+    ],
+)
+def test_without_a_port_it_is_the_usual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, port: int
+) -> None:
+    asked = []
+
+    def not_known(host: str, its_port: int, *_given: object, **_more: object) -> None:
+        asked.append((host, its_port))
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    settings = load(f"{ACCOUNT}api = http://wechat.test\n[redis]\n{lines}", tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", not_known)
+    with pytest.raises(WeChatUnreachable):
+        Instance(settings).look()
+    assert ("wechat.test", 80) in asked
+    assert {where for where in asked if where[0] != "wechat.test"} == {("redis.test", port)}
 
 
 def test_in_a_cluster_the_keys_of_an_account_share_a_slot(tmp_path: Path) -> None:

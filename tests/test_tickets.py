@@ -21,9 +21,11 @@ from harness import (
 
 from wechat_sign.clock import SystemClock
 from wechat_sign.errors import SigningError, Stopping, WeChatRefused, WeChatUnreachable
-from wechat_sign.tickets import LOOK_INTERVAL, LOOK_SOON
+from wechat_sign.settings import Limits
+from wechat_sign.tickets import JsapiTickets
 
 T = TypeVar("T")
+LOOK_INTERVAL, LOOK_SOON = Limits().look_interval, Limits().look_soon
 
 
 def running(scenario: Callable[[], Awaitable[T]]) -> T:
@@ -45,9 +47,11 @@ async def at_once(awaitable: Awaitable[str]) -> str:
     return task.result()
 
 
-def refreshing() -> bool:
-    """Whether a refresh is in flight."""
-    return len(asyncio.all_tasks()) > 2  # this one's, and that of `running`
+async def served(tickets: JsapiTickets) -> tuple[str, bool]:
+    """The ticket that a page gets without waiting for anything, and whether a look began by it."""
+    before = asyncio.all_tasks()
+    ticket = await at_once(tickets.current())
+    return ticket, asyncio.all_tasks() != before
 
 
 def let_go(fault: Fault) -> None:
@@ -69,9 +73,9 @@ def test_a_thousand_callers_share_one_look_up(
         assert set(got) == {wechat.ticket}
         assert await at_once(tickets.current()) == wechat.ticket
 
-    before = redis_server.commands
-    running(scenario)
-    assert redis_server.commands - before < 100
+    with redis_server.watching() as sent:
+        running(scenario)
+        assert len(sent()) < 100
     assert wechat.calls == {token_api: 1, "getticket": 1}
 
 
@@ -113,14 +117,14 @@ def test_a_fresh_ticket_serves_for_10_s_without_a_look(
     async def scenario() -> None:
         tickets = tickets_for(wechat, redis_server, clock=clock)
         await tickets.current()
-        before = redis_server.commands
         clock.advance(LOOK_INTERVAL - 0.1)
-        for _ in range(100):
-            assert await at_once(tickets.current()) == wechat.ticket
-        own = redis_server.commands - before
-        clock.advance(0.1)
-        assert await at_once(tickets.current()) == wechat.ticket
-        await until("it looks", lambda: redis_server.commands - before > own + 4)
+        with redis_server.watching() as sent:
+            for _ in range(100):
+                assert await served(tickets) == (wechat.ticket, False)
+            assert sent() == []
+            clock.advance(0.1)
+            assert await served(tickets) == (wechat.ticket, True)
+            await until("it looks", sent)
 
     running(scenario)
     assert wechat.calls == {"token": 1, "getticket": 1}
@@ -194,11 +198,9 @@ def test_a_ticket_that_nobody_renews_is_looked_at_every_10_s_all_the_same(
         await tickets.current()
         await tickets.refresh()
         clock.advance(LOOK_INTERVAL - 0.1)
-        assert await at_once(tickets.current()) == "theirs"
-        assert not refreshing()
+        assert await served(tickets) == ("theirs", False)
         clock.advance(0.1)
-        assert await at_once(tickets.current()) == "theirs"
-        assert refreshing()
+        assert await served(tickets) == ("theirs", True)
         await tickets.refresh()
 
     running(scenario)
@@ -216,12 +218,28 @@ def test_a_ticket_that_ends_soon_is_replaced_in_time(
         assert await tickets.current() == "brief"
         wechat.faults.clear()
         clock.advance(later)
-        waits = later > expires_in
-        assert (await tickets.current() == wechat.ticket) is waits
-        assert refreshing() is not waits
-        await tickets.refresh()
+        if later < expires_in:
+            assert await served(tickets) == ("brief", True)
+            await tickets.refresh()
+        else:
+            assert await tickets.current() == wechat.ticket
         assert await at_once(tickets.current()) == wechat.ticket
         assert wechat.calls["getticket"] == 2
+
+    running(scenario)
+
+
+def test_the_last_look_comes_no_later_than_the_tickets_end(
+    wechat: Sandbox, clock: MovedClock
+) -> None:
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, clock=clock)
+        await tickets.current()
+        wechat.faults = dict.fromkeys(("token", "getticket"), Fault(errcode=40164))
+        clock.advance(7199.8)
+        assert await served(tickets) == (wechat.ticket, True)
+        await tickets.refresh()
+        assert tickets.look_in == pytest.approx(0.2)
 
     running(scenario)
 
@@ -293,11 +311,11 @@ def test_while_there_is_no_ticket_callers_have_the_error_at_once(
         tickets = tickets_for(wechat, redis_server, clock=clock)
         with pytest.raises(WeChatRefused):
             await tickets.current()
-        before = redis_server.commands
-        for _ in range(1000):
-            with pytest.raises(WeChatRefused):
-                await at_once(tickets.current())
-        assert redis_server.commands - before < 10  # those of this very look
+        with redis_server.watching() as sent:
+            for _ in range(1000):
+                with pytest.raises(WeChatRefused):
+                    await at_once(tickets.current())
+            assert sent() == []
         assert tickets.retry_after == 60
 
     running(scenario)

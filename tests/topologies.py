@@ -188,7 +188,7 @@ class ClusterOfThree:
             "--cluster-config-file": "nodes.conf",
             "--cluster-require-full-coverage": "no",
         }
-        server = RedisServer(*sum(options.items(), ()), binary=binary, port=free_port_with_bus())
+        server = RedisServer(*sum(options.items(), ()), binary=binary)
         self._stack.callback(server.stop)
         return server
 
@@ -229,15 +229,6 @@ class ClusterOfThree:
         self._stack.close()
 
 
-def free_port_with_bus() -> int:
-    """A free port, and 10000 above it a free one for the cluster's bus."""
-    while True:
-        port = free_port()
-        with suppress(OSError, OverflowError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port + 10000))
-            return port
-
-
 @dataclass(frozen=True)
 class Certificates:
     """A CA, and what it signed for a server on this machine and for a client of that."""
@@ -252,6 +243,7 @@ class Certificates:
         leaf = "keyUsage=critical,digitalSignature\nauthorityKeyIdentifier=keyid\n"
         names = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n"
         self._make("server", leaf + names, by_ca)
+        self._make("stranger", leaf + "subjectAltName=DNS:other.example\n", by_ca)
         self._make("client", leaf + "extendedKeyUsage=clientAuth\n", by_ca)
         return self
 
@@ -277,14 +269,15 @@ class Certificates:
         }
         return "&".join(f"{option}={self.path(name)}" for option, name in names.items())
 
-    def options(self, port: int) -> list[str]:
-        """Of a redis-server that listens on the port for clients with a certificate."""
+    def options(self, port: int, name: str = "server", clients: str = "yes") -> list[str]:
+        """Of a redis-server that shows the certificate of that name, for clients that have one
+        themselves, or for all where that is "no"."""
         options: dict[str, Any] = {
             "--tls-port": port,
             "--tls-ca-cert-file": self.path("ca.pem"),
-            "--tls-cert-file": self.path("server.pem"),
-            "--tls-key-file": self.path("server.key"),
-            "--tls-auth-clients": "yes",
+            "--tls-cert-file": self.path(f"{name}.pem"),
+            "--tls-key-file": self.path(f"{name}.key"),
+            "--tls-auth-clients": clients,
         }
         return [str(text) for option in options.items() for text in option]
 

@@ -15,7 +15,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, urlencode
@@ -154,7 +154,9 @@ def pages(count: int, seed: int = 9) -> Iterator[str]:
     for _ in range(count):
         scheme = rng.choices(["https://", "http://"], [9, 1])[0]
         host = rng.choice(["h5.example.com", "m.shop.example.cn", "example.net:8080", "10.0.0.7"])
-        yield browsers(scheme + host + path(rng) + query(rng)).partition("#")[0]
+        href = browsers_href(scheme + host + path(rng) + query(rng))
+        assert href is not None
+        yield href
 
 
 def pages_escaped_twice(count: int, seed: int = 9) -> Iterator[str]:
@@ -166,8 +168,20 @@ def pages_escaped_twice(count: int, seed: int = 9) -> Iterator[str]:
         yield f"https://h5.example.com/detail.html?{'&'.join(pairs[rng.randint(0, 1) : 3])}"
 
 
-def browsers(url: str) -> str:
-    return str(ada_url.URL(url).href)
+def browsers_href(url: str) -> str | None:
+    """location.href without its fragment; None where a browser takes the url for none."""
+    try:
+        return str(ada_url.URL(url).href).partition("#")[0]
+    except ValueError:
+        return None
+
+
+def browsers_host(url: str) -> str | None:
+    """The host that a browser goes to; None where it takes the url for none."""
+    try:
+        return str(ada_url.URL(url).hostname)
+    except ValueError:
+        return None
 
 
 def is_a_double(page: str) -> bool:
@@ -175,7 +189,7 @@ def is_a_double(page: str) -> bool:
     other = re.sub(
         "%(25|5[B-E]|60|7[BCD])", lambda found: chr(int(found[1], 16)), page, flags=re.IGNORECASE
     )
-    return "%25" in page and encode_uri(other) == page and browsers(other) == other
+    return "%25" in page and encode_uri(other) == page and browsers_href(other) == other
 
 
 # --- escapers: from the page's url to the query string -------------------------------------------
@@ -266,11 +280,13 @@ def outcome(page: str, query: str, referer: str = "") -> str:
         return "refused"
 
 
-def measure(sample: Sequence[str], referer: bool = False) -> dict[str, Outcomes]:
+def measure(
+    sample: Sequence[str], escapers: Iterable[str] = ESCAPERS, *, referer: bool = False
+) -> dict[str, Outcomes]:
     """What becomes of the pages, by escaper; with the Referer of a page of the server's origin."""
     counted: dict[str, Outcomes] = {}
-    for escaper, escape in ESCAPERS.items():
-        counted[escaper] = Counter()
+    for escaper in escapers:
+        counted[escaper], escape = Counter(), ESCAPERS[escaper]
         for page in sample:
             with suppress(ValueError):  # the page has no such url: JavaScript raises URIError
                 counted[escaper][outcome(page, escape(page), page if referer else "")] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from .clock import Clock
 from .errors import redis_advice
@@ -13,8 +13,6 @@ from .logs import printable
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-REDIS_PAUSE: Final = 2.0
-"""Seconds for which an unreachable Redis is left alone."""
 READING, WRITING, REACHING = "reading from Redis", "writing to Redis", "reaching Redis"
 """What may not work, as the log says it."""
 
@@ -26,12 +24,19 @@ class Unavailable(Exception):
 class CircuitBreaker:
     """Leaves a Redis alone that can't be reached, and logs when trouble begins and when it ends.
     A class because it carries what is wrong, in `trouble`, and until when Redis is left alone.
-    `explain` tells of an error whether Redis was reached, and the words for it."""
+    `explain` tells of an error whether Redis was reached, and the words for it; `pause` is in
+    seconds."""
 
     def __init__(
-        self, place: str, clock: Clock, explain: Callable[[Exception], tuple[bool, str]]
+        self,
+        place: str,
+        clock: Clock,
+        explain: Callable[[Exception], tuple[bool, str]],
+        *,
+        pause: float,
     ) -> None:
         self._place = place
+        self._pause = pause
         self._clock = clock
         self._explain = explain
         self._open_until = 0.0
@@ -46,7 +51,7 @@ class CircuitBreaker:
         except Exception as error:  # also what redis-py raises for a reply that makes no sense
             reached, words = self._explain(error)
             if not reached:
-                self._open_until = self._clock() + REDIS_PAUSE
+                self._open_until = self._clock() + self._pause
                 what = REACHING
             self._failed(what, type(error).__name__ + (f": {printable(words)}" if words else ""))
             raise Unavailable from None

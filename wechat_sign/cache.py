@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .breaker import REACHING, READING, WRITING, CircuitBreaker, Unavailable
 from .clock import Clock, SystemClock
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from .store import RedisStore
 
 T = TypeVar("T")
-
-DEADLINE: Final = 6.0
-"""Seconds for all that is asked of Redis at once: a Cluster whose nodes hang takes 5."""
 
 
 class Cache:
@@ -38,13 +35,14 @@ class Cache:
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
         self._store: RedisStore | None = None
-        self._breaker = CircuitBreaker(settings.redis.place, self.clock, self._explain)
+        pause = settings.limits.redis_pause
+        self._breaker = CircuitBreaker(settings.redis.place, self.clock, self._explain, pause=pause)
         if settings.redis.is_set:
             from . import store  # redis-py takes 6 MB
 
             self._new_store = partial(store.RedisStore, settings, self.clock)
             self._store, self._words_for = self._new_store(), store.explain
-        self._deadline = Deadline(DEADLINE)
+        self._deadline = Deadline(settings.limits.redis_deadline)
         self._passwords = settings.redis.passwords
         self._back_off_key = settings.back_off_key
         self._probe_key = settings.probe_key

@@ -178,7 +178,6 @@ class WeChat:
             method,
             url,
             timeout=(timeout / 2, timeout),  # the first for each address that a host has
-            allow_redirects=False,
             stream=True,
             **parameters,
         ) as response:
@@ -205,14 +204,6 @@ class _Session(requests.Session):
 
     def get_redirect_target(self, _response: Any) -> None:
         """None: to read a body without end, and to parse any Location, is not worth a status."""
-
-    def request(self, *given: Any, **more: Any) -> requests.Response:
-        """As requests does it; in a session that was cut meanwhile, nothing is left of it."""
-        try:
-            return super().request(*given, **more)
-        finally:
-            if self._is_cut:
-                self.close()
 
     def cut(self) -> None:
         """Ends the request in another thread: now, or as soon as it has connected."""

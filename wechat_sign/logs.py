@@ -22,8 +22,8 @@ INTERVAL: Final = 1.0
 def printable(text: str, longest: int = LONGEST_TEXT) -> str:
     """The text as it is safe to show: what is not printable is escaped, what is too long is cut.
 
-    For whatever comes from outside: U+0085 begins a line of the log that nobody wrote, U+009B
-    and ESC rule a terminal, U+202E turns a host round.
+    For text from outside: U+0085 begins a line of its own in the log, U+009B and ESC rule a
+    terminal, U+202E turns a host round.
     """
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     if text.isprintable():
@@ -44,7 +44,7 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """Whatever is logged, by whomever: a line stays one, and a terminal obeys nobody."""
+    """Keeps a record on one line, and lets it do nothing to a terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return printable(super().formatMessage(record), LONGEST_LINE)

@@ -1,6 +1,6 @@
 """How the process lives: what it listens on, how many connections it has, and how it stops.
 
-A stop closes the listener and finishes what was begun, within DRAIN seconds. It promises no more:
+A stop closes the listener and finishes what was begun, within `drain` seconds. It promises no more:
 connections that wait in the kernel's queue are reset with the listener, unless the socket
 outlives the process. With systemd's socket activation it does, and a restart loses nothing.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import sys
 import time
 from asyncio import Future
 from collections import OrderedDict
-from collections.abc import Awaitable, Collection, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
@@ -29,28 +30,18 @@ from tornado.netutil import bind_sockets
 
 from .errors import ConfigError
 from .sentences import say
-from .settings import Network, ServerSettings
+from .settings import Limits, Network, ServerSettings
 
 if sys.platform != "win32":
     import resource
 
-DRAIN: Final = 5.0
-"""Seconds that requests in flight have left when the server is told to stop."""
-GRACE: Final = 1.0
-"""Seconds that a connection has, from its start or its last answer on, to send a request before
-a stop takes it for idle."""
 MAX_CONNECTIONS: Final = 4096
 """Connections at once; an idle one takes some 10 KiB."""
 BACKLOG: Final = 1024
 """Connections that wait in the kernel's queue."""
-IDLE_TIMEOUT: Final = 75.0
-"""Seconds that a connection may wait for its next request, or be about to send it; more than the
-60 of nginx, which must close first."""
-WRITE_TIMEOUT: Final = 60.0
-"""Seconds that an answer has to leave for a client that reads it slowly, or not at all."""
 SEND_BUFFER: Final = 64 * 1024
 """Bytes of answers that the kernel holds for a client; by itself it grows to 4 MiB."""
-LIMITS: Final[dict[str, int]] = {
+SIZES: Final[dict[str, int]] = {
     "max_header_size": 32 * 1024,  # an escaped url of 8192 characters is 24 KiB at most
     "max_body_size": 0,  # no request here has one
     "max_buffer_size": 64 * 1024,  # Tornado reads half as much at once
@@ -83,50 +74,65 @@ _MALFORMED_TO_TORNADO: Final = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 class BoundedServer(HTTPServer):
     """Has `limit` connections at the most, and closes the one that is idle longest for a new one.
 
-    Where all are being answered, that is the new one itself. A class because it carries since when
-    each connection waits for its next request, or is answered; the longest waiting first. One that
-    is answered is not read.
+    Where all wait for an answer, that is the new one itself. A class because it carries since when
+    each connection is there, is answered, or waits for its next request; the longest first.
     """
 
-    def initialize(self, *arguments: Any, limit: int = MAX_CONNECTIONS, **more: Any) -> None:
+    def initialize(
+        self,
+        *arguments: Any,
+        limit: int = MAX_CONNECTIONS,
+        limits: Limits = Limits(),
+        clock: Callable[[], float] = time.monotonic,
+        **more: Any,
+    ) -> None:
         super().initialize(*arguments, **more)
         # A timer for each request costs a twentieth of it; here one looks after all.
         self.conn_params.header_timeout = None
         self._limit = limit
-        self._since: OrderedDict[IOStream, float] = OrderedDict()
-        self._all_answered = False
+        self._limits = limits
+        self._clock = clock
+        self._since: OrderedDict[_Stream, float] = OrderedDict()
+        self._all_wait = False
         """Whether none was idle when last looked for, and none has been since."""
-        self._sweeping = PeriodicCallback(self._close_idle, 1000 * IDLE_TIMEOUT / 15)
+        self._sweeping = PeriodicCallback(self._close_idle, 1000 * limits.idle_timeout / 15)
         self._sweeping.start()
 
     def _close_idle(self) -> None:
-        over = time.monotonic() - IDLE_TIMEOUT
+        over = self._clock() - self._limits.idle_timeout
         for stream, since in list(self._since.items()):
             if since > over:
                 break
-            if stream.reading():
+            if stream.idle:
                 stream.close()
 
     @property
     def busy(self) -> bool:
-        """Whether a request is in flight or, within GRACE, may be on its way."""
-        newest = next(reversed(self._since.values()), -GRACE)
-        recent = time.monotonic() < newest + GRACE
+        """Whether a request is in flight or, within `grace`, may be on its way."""
+        newest = next(reversed(self._since.values()), -math.inf)
+        recent = self._clock() < newest + self._limits.grace
         return recent or not all(stream.reading() for stream in self._since)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         """Tornado calls it when a connection has been accepted."""
         sizes = {"max_buffer_size": stream.max_buffer_size}
-        stream = _Stream(stream.socket, read_chunk_size=stream.read_chunk_size, **sizes)
+        sizes |= {"read_chunk_size": stream.read_chunk_size}
+        accepted = _Stream(stream.socket, self.note_idle, self._limits.write_timeout, **sizes)
         if len(self._since) >= self._limit:
-            idle = (one for one in self._since if not self._all_answered and one.reading())
-            longest = next(idle, stream)
-            self._all_answered = longest is stream
+            idle = (one for one in self._since if not self._all_wait and one.idle)
+            longest = next(idle, accepted)
+            self._all_wait = longest is accepted
             self._since.pop(longest, None)
             longest.close()
-        if not stream.closed():
-            self._since[stream] = time.monotonic()
-            super().handle_stream(stream, address)
+        if not accepted.closed():
+            self._since[accepted] = self._clock()
+            super().handle_stream(accepted, address)
+
+    def note_idle(self, stream: _Stream) -> None:
+        """Called when a connection is answered, and when it begins to wait for its next request."""
+        self._since[stream] = self._clock()
+        self._since.move_to_end(stream)
+        self._all_wait = False
 
     def stop(self) -> None:
         """Closes the listener."""
@@ -135,9 +141,7 @@ class BoundedServer(HTTPServer):
 
     def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
         """Tornado calls it when a connection begins to wait for its next request."""
-        self._since[server_conn.stream] = time.monotonic()
-        self._since.move_to_end(server_conn.stream)
-        self._all_answered = False
+        self.note_idle(server_conn.stream)
         return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: Any) -> None:
@@ -147,15 +151,29 @@ class BoundedServer(HTTPServer):
 
 class _Stream(IOStream):
     """A connection. Where a request is malformed or its head too long it is closed with an answer
-    in JSON, and without one where what is written is not read."""
+    in JSON, and without one where what is written is not read within `write_timeout` seconds."""
 
-    def __init__(self, connection: socket.socket, **sizes: int) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        note_idle: Callable[[_Stream], None],
+        write_timeout: float,
+        **sizes: int,
+    ) -> None:
         super().__init__(connection, **sizes)
+        self._note_idle = note_idle
+        self._write_timeout = write_timeout
+        self._answered = False
         self._unreadable = _HEAD_TOO_LONG
         self._refused = False
         with suppress(OSError):  # some systems refuse it where the client is gone by now
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             super().set_nodelay(True)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request, or is answered and about to."""
+        return self.reading() or (self._answered and not self.writing())
 
     def set_nodelay(self, value: bool) -> None:
         """Tornado calls it twice for each request. Here an answer is written at once, and no delay
@@ -163,9 +181,10 @@ class _Stream(IOStream):
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado calls it for the head of the next request."""
-        if self.closed():  # Tornado would answer all that it has read by now, to nobody
+        if self.closed():  # Tornado would go on to answer all that it has read
             raise StreamClosedError
         self._unreadable = _HEAD_TOO_LONG
+        self._answered = False
         return super().read_until_regex(_HEAD_END, max_bytes)
 
     def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
@@ -177,8 +196,11 @@ class _Stream(IOStream):
         if data == _MALFORMED_TO_TORNADO:
             data, self._refused = _MALFORMED, True
         written = super().write(data)
+        if data[:10] != b"HTTP/1.1 1":  # 100 Continue is no answer
+            self._answered = True
+            self._note_idle(self)
         if not written.done():  # the kernel did not take all of it
-            timeout = self.io_loop.call_later(WRITE_TIMEOUT, self.close)
+            timeout = self.io_loop.call_later(self._write_timeout, self.close)
             written.add_done_callback(lambda _: self.io_loop.remove_timeout(timeout))
         return written
 
@@ -279,7 +301,7 @@ def _listening(descriptor: int) -> socket.socket:
 
 
 def client_address(peer: str, forwarded: str, trusted_proxies: Collection[Network]) -> str:
-    """Whose request it is: the peer's, or where that is a trusted proxy, whoever the proxy names.
+    """The address that a request is from: the peer's, or what it names if it is a trusted proxy.
 
     Each proxy adds the address it was called from at the end of X-Forwarded-For (`forwarded`);
     what stands before the first one that is not trusted may be made up by the client.

@@ -5,7 +5,7 @@ never asked more than it must be.
 
 | the ticket held is                  | the page gets       | behind it                            |
 |-------------------------------------|---------------------|--------------------------------------|
-| fresh: seen so within LOOK_INTERVAL | the ticket          | nothing                              |
+| fresh: seen so within 10 s          | the ticket          | nothing                              |
 | due a look                          | the ticket, at once | one refresh: the cache; WeChat where |
 |                                     |                     | nobody asked it for `recheck`        |
 | over, or there is none              | waits, with all who | the cache; WeChat under the lock     |
@@ -60,8 +60,6 @@ MARGIN: Final = 100.0
 """Seconds by which the cache lets a credential go before WeChat does, at the least."""
 CALLS: Final = 3
 """To WeChat in one look-up, at the most: a token that it refuses, another, and the ticket."""
-LOCK_WAIT: Final = 0.5
-"""Seconds of waiting for the lock between two looks for a ticket that appeared meanwhile."""
 
 
 class BackOff:
@@ -113,6 +111,7 @@ class Renewal:
         self._wechat = wechat
         self.cache = cache
         self._settings = settings
+        self.limits = settings.limits
         self.clock = cache.clock
         self.back_off = BackOff(self.clock)
         account = f"{settings.wechat.appid} {settings.wechat.secret}"
@@ -184,9 +183,10 @@ class Renewal:
 
     def _renewed(self, held: Credential | None, usable: Credential | None) -> Credential:
         """WeChat's ticket, or the one that another instance got while this one waited."""
-        waits = math.ceil(CALLS * self._settings.lease / LOCK_WAIT) if usable is None else 0
+        wait = self.limits.lock_wait
+        waits = math.ceil(CALLS * self._settings.lease / wait) if usable is None else 0
         for left in range(waits, -1, -1):
-            with self.cache.lock(wait=LOCK_WAIT if left else 0.0) as mine:
+            with self.cache.lock(wait=wait if left else 0.0) as mine:
                 found = self._cached(held)
                 if found is not None and (usable is None or self._is_fresh(found, held)):
                     return found

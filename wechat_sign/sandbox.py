@@ -77,6 +77,16 @@ class Sandbox:
                 self._ticket = self.issue(64, GRANTED_LIFE)
             return self._ticket.value
 
+    def rotate_ticket(self) -> None:
+        """Ends the ticket's life early; the next one asked for is another."""
+        with self._state:
+            self._ticket = None
+
+    def replace_token(self) -> None:
+        """Does what another program does that asks for a `token` with the same account."""
+        with self._state:
+            self._token = self.issue(96, self.token_life)
+
     def issue(self, size: int, life: float) -> _Issued:
         """A new credential that lives for `life` seconds."""
         return _Issued(secrets.token_urlsafe(size), time.monotonic() + life)

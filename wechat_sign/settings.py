@@ -1,7 +1,7 @@
 """The INI file, read into frozen dataclasses.
 
-The classes are the schema: a field of `Settings` is a section, a field of its class is an option,
-and an option without a default must be given.
+The classes are the schema: a field of `Settings` is a section, but for `limits`; a field of its
+class is an option, and an option without a default must be given.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def option(default: Any = MISSING, parse: Callable[[str], Any] = _text, environ:
     return field(default=default, repr=not environ, metadata={"parse": parse, "environ": environ})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeChatSettings:
     """`[wechat]`: the account, and how WeChat is asked; `timeout` is in seconds."""
 
@@ -215,7 +215,7 @@ class WeChatSettings:
     timeout: float = option(5.0, partial(_number, float, 0.1, 60))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RedisSettings:
     """`[redis]`: where credentials are shared; `expire` and `recheck` are in seconds."""
 
@@ -255,7 +255,7 @@ class RedisSettings:
         return self.url.place if self.url else f"{self.host}:{self.port}/{self.db}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JssdkSettings:
     """`[jssdk]`: what the answer says beside the signature, and whose pages are signed."""
 
@@ -267,7 +267,7 @@ class JssdkSettings:
     page_hosts: tuple[str, ...] = option((), partial(_list, page_host))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """`[server]`: where it listens (port 0 takes a free one), whether / is the test page, or one
     that also tells this host's "address", and which proxies may name the client's address."""
@@ -278,14 +278,47 @@ class ServerSettings:
     trusted_proxies: tuple[Network, ...] = option(LOOPBACK, partial(_list, _network))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What no INI sets, in seconds. Tests hand in their own."""
+
+    look_interval: float = 10.0
+    """The ticket held serves this long without a look at the cache."""
+    look_soon: float = 0.5
+    """The same while there is none, or a first one of unknown age, or one that expired."""
+    redis_timeout: float = 1.0
+    """One exchange with Redis."""
+    redis_deadline: float = 6.0
+    """All that is asked of Redis at once: a Cluster whose nodes hang takes 5."""
+    redis_pause: float = 2.0
+    """An unreachable Redis is left alone this long."""
+    lease_margin: float = 3.0
+    """The lock's lease outlasts the longest call to WeChat by this."""
+    undated_life: float = 60.0
+    """A credential without an expiry is used this long after it was last seen in Redis."""
+    lock_wait: float = 0.5
+    """Who waits for the lock looks this often whether a ticket appeared meanwhile."""
+    idle_timeout: float = 75.0
+    """A connection may wait this long for its next request, or be about to send it: longer than
+    the 60 of nginx, which must close first."""
+    write_timeout: float = 60.0
+    """An answer has this long to leave for a client that reads it slowly, or not at all."""
+    drain: float = 5.0
+    """Requests in flight have this long when the server is told to stop."""
+    grace: float = 1.0
+    """A connection has this long, from its start or its last answer on, to send a request before
+    a stop takes it for idle."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All of the INI file."""
+    """All of the INI file, a section a field, and the limits."""
 
     wechat: WeChatSettings
     redis: RedisSettings = RedisSettings()
     jssdk: JssdkSettings = JssdkSettings()
     server: ServerSettings = ServerSettings()
+    limits: Limits = Limits()
 
     @property
     def access_token_key(self) -> str:
@@ -333,7 +366,11 @@ class Settings:
     def lease(self) -> float:
         """Seconds after which the lock expires by itself: longer than one call to WeChat can
         take, which has `timeout` to connect and again to answer."""
-        return 2 * self.wechat.timeout + 3
+        return 2 * self.wechat.timeout + self.limits.lease_margin
+
+
+SECTIONS: Final[dict[str, Any]] = get_type_hints(Settings)
+del SECTIONS["limits"]
 
 
 def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -343,16 +380,15 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     the file can't be read or its structure is broken. No secret's value is ever in it.
     """
     texts, lines, problems = _parse(path)
-    schemas = get_type_hints(Settings)
-    problems += _unknown("", texts, schemas, lines)
+    problems += _unknown("", texts, SECTIONS, lines)
     values: dict[str, dict[str, Any]] = {}
-    for section, schema in schemas.items():
+    for section, schema in SECTIONS.items():
         given = texts.get(section, {})
         problems += _unknown(section, given, _options(schema), lines)
         values[section], wrong = _section(schema, given, environ)
         problems += [f"[{section}] {problem}" for problem in wrong]
     if not problems:
-        settings = Settings(**{name: schemas[name](**given) for name, given in values.items()})
+        settings = Settings(**{name: SECTIONS[name](**given) for name, given in values.items()})
         problems = _contradictions(settings)
         if not problems:
             return settings
@@ -365,7 +401,7 @@ def secrets_in(path: Path) -> list[str]:
         texts, _, _ = _parse(path)
         return [
             name
-            for section, schema in get_type_hints(Settings).items()
+            for section, schema in SECTIONS.items()
             for name, option in _options(schema).items()
             if option.metadata["environ"] and texts.get(section, {}).get(name)
         ]
@@ -417,12 +453,12 @@ def _parse(
     except UnicodeDecodeError:
         problem = say("is not UTF-8 text; save it as UTF-8")
     except configparser.DuplicateSectionError as error:
-        known = error.section in get_type_hints(Settings)
+        known = error.section in SECTIONS
         name = f"[{error.section}]" if known else say("this section")
         twice = "line {line}: {name} is given twice; join the two"
         problem = say(twice, line=error.lineno, name=name)
     except configparser.DuplicateOptionError as error:
-        schema = get_type_hints(Settings).get(error.section)
+        schema = SECTIONS.get(error.section)
         known = schema is not None and error.option in _options(schema)
         name = f"[{error.section}] {error.option}" if known else say("this option")
         twice = "line {line}: {name} is given twice; keep one"

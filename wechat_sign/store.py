@@ -35,10 +35,6 @@ from .settings import GRANTED_LIFE, SECRET, RedisSettings, RedisUrl, Settings
 log = logging.getLogger(__name__)
 Client = redis.Redis | redis.RedisCluster
 
-UNDATED_LIFE: Final = 60.0
-"""Seconds for which a credential without an expiry is used after it was last seen in Redis."""
-REDIS_TIMEOUT: Final = 1.0
-"""Seconds for one exchange with Redis."""
 _POLL: Final = 0.05
 """Seconds between two tries to get the lock."""
 _LAST_BYTE: Final = 4095
@@ -64,17 +60,18 @@ _SET: Final = f"""
 _GET_SECOND: Final = f"return redis.pcall('getrange', KEYS[2], 0, {_LAST_BYTE})"
 
 
-def connect(settings: RedisSettings) -> Callable[[], Client]:
+def connect(settings: RedisSettings, timeout: float) -> Callable[[], Client]:
     """What makes a client, which tries everything once: what fails is left alone for a while, and
-    pages do not wait for a third try. Raises ConfigError for a url that redis-py does not take."""
+    pages do not wait for a third try. One exchange takes `timeout` seconds at the most. Raises
+    ConfigError for a url that redis-py does not take."""
     common: dict[str, Any] = {
         "username": settings.username or None,
         "password": settings.password or None,
         "protocol": 2,
     }
     once: dict[str, Any] = {
-        "socket_timeout": REDIS_TIMEOUT,
-        "socket_connect_timeout": REDIS_TIMEOUT,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,
         # Some proxies hang up on CLIENT SETINFO; redis-py 7 sends it unless both are empty.
@@ -192,7 +189,8 @@ class RedisStore:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._clock = clock
-        self._connect = connect(settings.redis)
+        self._connect = connect(settings.redis, settings.limits.redis_timeout)
+        self._undated_life = settings.limits.undated_life
         self._made: Client | None = None
         self._ticket_key = settings.jsapi_ticket_key
         self._token_key = settings.access_token_key
@@ -272,7 +270,7 @@ class RedisStore:
             )
             return value, None
         # WeChat grants no more: whoever wrote a longer life did not get it from there.
-        life = life / 1000 if 0 <= life <= GRANTED_LIFE * 1000 else UNDATED_LIFE
+        life = life / 1000 if 0 <= life <= GRANTED_LIFE * 1000 else self._undated_life
         expires = self._clock() + life
         fresh_for, marker = more or (0, b"")
         named = _MARKER.fullmatch(marker or b"")

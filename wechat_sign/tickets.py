@@ -10,18 +10,12 @@ import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
 
 from .credentials import Credential
 from .errors import SigningError, Stopping, Unexpected
 from .renewal import Renewal
 
 log = logging.getLogger(__name__)
-
-LOOK_INTERVAL: Final = 10.0
-"""Seconds for which the ticket held serves without a look at the cache."""
-LOOK_SOON: Final = 0.5
-"""Seconds, the same, while there is none, or a first one of unknown age, or one that expired."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,7 @@ class JsapiTickets:
 
     def __init__(self, renewal: Renewal) -> None:
         self._renewal = renewal
+        self._limits = renewal.limits
         self._clock = renewal.clock
         self._steps = self._clock.steps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refresh")
@@ -129,7 +124,7 @@ class JsapiTickets:
         began = self._clock()
         held = self._held(began)
         self._steps = self._clock.steps
-        pause = LOOK_SOON
+        pause = self._limits.look_soon
         try:
             loop = asyncio.get_running_loop()
             ticket = await loop.run_in_executor(self._thread, self._renewal.look_up, held)
@@ -138,14 +133,14 @@ class JsapiTickets:
             if fresh or self._ticket is None:
                 self._fresh_at = now
             if fresh or held is not None:
-                pause = max(LOOK_SOON, min(LOOK_INTERVAL, ticket.expires - now))
+                pause = max(pause, min(self._limits.look_interval, ticket.expires - now))
             self._ticket = ticket
             left = ticket.usable_until - now
             pause = min(pause, left)
             log.debug("looked for the ticket in %.3f s: usable for %d s", now - began, left)
             return ticket.value
         except RuntimeError as error:  # no thread could be started
-            pause = LOOK_INTERVAL
+            pause = self._limits.look_interval
             failure = Unexpected(error)
             log.error("looking for the ticket failed: %s", failure)
             raise failure from None
