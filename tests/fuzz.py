@@ -24,10 +24,8 @@ from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import PAGE, Sandbox, Server, assert_signs, eventually, resident, write_ini
+from harness import PAGE, PATIENCE, Sandbox, Server, assert_signs, eventually, resident, write_ini
 
-PATIENCE = 5.0
-"""Seconds after which an answer hangs."""
 CONNECTIONS = 8
 GROWTH = 8 * 1024
 """KiB of memory that may be more after a run than after its first part."""
@@ -229,7 +227,7 @@ class Fuzz:
             return len(os.listdir(files)) if files.exists() else 0
 
         with suppress(AssertionError):  # it is judged below
-            eventually("all are closed", lambda: number() <= 8, patience=PATIENCE)
+            eventually("all are closed", lambda: number() <= 8)
         self.sizes.append((resident(self.server.process), number()))
 
     def _judge(self) -> None:

@@ -179,7 +179,7 @@ class Soak:
                 self.excused += 1
 
     def watch_redis(self) -> None:
-        """Since when Redis has had a usable ticket for whoever has none."""
+        """Notes since when Redis has had a usable ticket for an instance that has none."""
         while not self.over.is_set():
             try:
                 with self.redis.client(timeout=0.3) as client:
@@ -253,7 +253,7 @@ class Soak:
         older = self.random.choice(self.tickets).value
         self.redis.run("SET", TICKET_KEY, older, "EX", EXPIRE // 2)
         self.redis.run("SET", CHECKED_KEY, marker(older), "EX", RECHECK)
-        self.over.wait(Limits().look_interval + 2)  # nobody is cold while it is there
+        self.over.wait(Limits().look_interval + 2)  # no instance is cold while it is there
 
     def redis_keys_without_expiry(self) -> None:
         for key in self.redis.run("KEYS", "wechat:*:[aj]*"):
@@ -277,7 +277,7 @@ class Soak:
         self.wechat.replace_token()
 
     def ticket_rotated(self) -> None:
-        """Only after everybody may ask WeChat again, and then all is left well for a while."""
+        """Waits until all may ask WeChat again, and then leaves all well for a while."""
         if time.monotonic() < self.refused_at + PAUSE:
             return self.token_replaced()
         with self._lock:
@@ -308,7 +308,7 @@ class Soak:
         instance.stopped = False
 
     def killed_while_redis_and_wechat_are_down(self) -> None:
-        """The one thing that nobody can sign through; what is asked is that it ends."""
+        """Does the one thing that no server can sign through; it has to end."""
         self.redis.pause()
         self.wechat.faults = dict.fromkeys(("token", "getticket"), Fault(hang_up=True))
         self.instance_killed()

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from harness import Fault, Sandbox, assert_no_credential, free_port
+from harness import PATIENCE, Fault, Sandbox, assert_no_credential, free_port
 
 from wechat_sign.credentials import WeChat, is_credential
 from wechat_sign.errors import SigningError, WeChatRefused, WeChatUnreachable
@@ -90,7 +90,7 @@ def test_what_is_not_wechats_answer_is_no_credential(
 ) -> None:
     wechat.faults["getticket"] = fault
     with pytest.raises(WeChatUnreachable, match=cause):
-        client(wechat, timeout=0.5).fetch_jsapi_ticket("whatever")
+        client(wechat, timeout=0.2 if fault.delay else PATIENCE).fetch_jsapi_ticket("a-token")
 
 
 def test_the_cause_is_named_down_to_the_bottom(wechat: Sandbox) -> None:
