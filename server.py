@@ -368,16 +368,19 @@ class Healthz(BaseHandler):
     """`GET /healthz`: whether pages can be signed, for load balancers and monitors. No I/O."""
 
     def get(self) -> None:
-        health = self.application.tickets.health()
-        told: dict[str, Any] = {"cache": health.cache}
-        if health.error is not None:
+        tickets = self.application.tickets
+        known, now = tickets.known, tickets.clock()
+        told: dict[str, Any] = {"cache": tickets.cache_state}
+        if known.error is not None:
             knows = self.application.tells_address(self.request)
-            advice = health.error.advice if knows else health.error.public_advice
-            told |= {"error": health.error.kind, "advice": advice.en, "advice_zh": advice.zh}
-        if isinstance(health.error, WeChatRefused):
-            told["errcode"] = health.error.errcode
-        if health.usable:
-            ages = {"ticket_age": int(health.age), "ticket_usable_for": int(health.remaining)}
+            advice = known.error.advice if knows else known.error.public_advice
+            told |= {"error": known.error.kind, "advice": advice.en, "advice_zh": advice.zh}
+        if isinstance(known.error, WeChatRefused):
+            told["errcode"] = known.error.errcode
+        ticket = known.usable(now)
+        if ticket is not None:
+            ages = {"ticket_age": int(now - known.fresh_at)}
+            ages["ticket_usable_for"] = int(ticket.usable_until - now)
             self.finish_json({"status": "ok", **ages, **told})
         else:
             self.refuse(503, **{"error": "no ticket yet", "status": "failing", **told})

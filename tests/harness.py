@@ -39,8 +39,8 @@ from wechat_sign import sandbox
 from wechat_sign.cache import Cache
 from wechat_sign.clock import Clock
 from wechat_sign.credentials import Credential, WeChat
-from wechat_sign.errors import SigningError
-from wechat_sign.renewal import Renewal
+from wechat_sign.errors import LockedElsewhere, SigningError
+from wechat_sign.renewal import Known, Renewal
 from wechat_sign.settings import Limits, RedisSettings, Settings, WeChatSettings
 from wechat_sign.tickets import JsapiTickets
 
@@ -53,7 +53,6 @@ TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
 TOKEN_KEY = "wechat:wxsandbox:access_token"
 LOCK_KEY = "wechat:wxsandbox:lock"
 CHECKED_KEY = "wechat:wxsandbox:checked"
-BACK_OFF_KEY = "wechat:wxsandbox:back_off"
 """The sandbox's keys in Redis."""
 DUE = ("DEL", CHECKED_KEY)
 OVER = ("DEL", TICKET_KEY, CHECKED_KEY)
@@ -109,14 +108,22 @@ class Sandbox(sandbox.Sandbox):
         """Requests by endpoint: token, stable_token, getticket."""
         self.faults: dict[str, Fault] = {}
         """By endpoint."""
+        self.answers_for_a_dead_token = 0
+        """The errcode that getticket has for one in place of its own."""
         super().__init__(**more)
         self.issued = {self.secret}
+        self._account = {"appid": self.appid, "secret": self.secret}
+        self._account["grant_type"] = "client_credential"
         """Every credential there has been: what no log or answer may show."""
 
     def issue(self, size: int, life: float) -> Any:
         issued = super().issue(size, life)
         self.issued.add(issued.value)
         return issued
+
+    def token_of_another_program(self) -> str:
+        """A `token` that is alive, and was not fetched by us."""
+        return str(json.loads(super().respond("token", "GET", self._account)[1])["access_token"])
 
     def respond(self, endpoint: str, method: str, parameters: dict[str, Any]) -> tuple[int, bytes]:
         self.calls[endpoint] += 1
@@ -133,7 +140,10 @@ class Sandbox(sandbox.Sandbox):
             if fault.errcode == 40164:
                 refusal["errmsg"] = NOT_IN_WHITELIST
             return 200, json.dumps(refusal).encode()
-        return super().respond(endpoint, method, parameters)
+        status, body = super().respond(endpoint, method, parameters)
+        if endpoint == "getticket" and self.answers_for_a_dead_token and b'"errcode": 4' in body:
+            body = json.dumps(sandbox.refusal(self.answers_for_a_dead_token)).encode()
+        return status, body
 
 
 _WORKER = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or -1) + 1
@@ -524,7 +534,6 @@ class MovedClock:
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
-        self.steps = 0
 
     def __call__(self) -> float:
         return self.now
@@ -534,23 +543,23 @@ class MovedClock:
 
 
 class Instance:
-    """An instance of the server but for the server: it looks when it is told to, and holds what
-    it found. The way into the heart for whatever does not need its event loop."""
+    """An instance of the server but for the server: it looks when it is told to, and knows what it
+    found. The way into the heart for whatever does not need its event loop."""
 
     def __init__(
         self, settings: Settings, clock: Clock | None = None, held: Credential | None = None
     ) -> None:
         self._cache = Cache(settings, clock)
         self._renewal = Renewal(WeChat(settings.wechat), self._cache, settings)
-        self.held = held
-        """The ticket, if it is usable."""
+        self._known = Known(held)
 
     def look(self) -> str:
         """One look: the ticket that pages get then. Raises SigningError where there is none."""
-        if self.held is not None and self._renewal.clock() >= self.held.usable_until:
-            self.held = None
-        self.held = self._renewal.look_up(self.held)
-        return self.held.value
+        self._known = self._renewal.look_up(self._known)
+        ticket = self._known.usable(self._renewal.clock())
+        if ticket is None:
+            raise self._known.error or LockedElsewhere()
+        return ticket.value
 
     def looks(self, number: int) -> str:
         """So many, and what the last one gives."""
@@ -559,18 +568,18 @@ class Instance:
     @property
     def ticket(self) -> Credential:
         """The one held."""
-        assert self.held is not None
-        return self.held
+        assert self._known.ticket is not None
+        return self._known.ticket
 
     @property
     def error(self) -> SigningError | None:
         """What last went wrong with WeChat."""
-        return self._renewal.back_off.error
+        return self._known.error
 
     @property
     def pause(self) -> float:
         """Seconds for which WeChat is left alone."""
-        return self._renewal.back_off.remaining
+        return self._known.quiet_until - self._renewal.clock()
 
     @property
     def state(self) -> str:
@@ -582,9 +591,9 @@ class Instance:
         """What does not work about Redis."""
         return self._cache.trouble
 
-    def lock(self) -> AbstractContextManager[bool]:
-        """Gives whether the lock was free."""
-        return self._cache.lock(wait=0)
+    def lock(self) -> AbstractContextManager[float | None]:
+        """Gives until when the lock is this instance's; None where it is another's."""
+        return self._cache.lock()
 
 
 class Background:

@@ -1,10 +1,9 @@
-"""Credentials in Redis and in this process. Redis's own clock runs: what is over there is deleted
-here, as Redis would; the cache's clock is moved by the test."""
+"""Which of two tickets serves, by a table; and what is under the keys in Redis."""
 
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,595 +12,371 @@ from harness import (
     LOCK_KEY,
     TICKET_KEY,
     TOKEN_KEY,
+    Fault,
+    Instance,
     MovedClock,
     RedisServer,
+    Sandbox,
     eventually,
+    instance_for,
     marker,
-    settings_for,
 )
 
-from wechat_sign.cache import Cache
 from wechat_sign.credentials import Credential
-from wechat_sign.errors import LockedElsewhere
+from wechat_sign.renewal import decide
 from wechat_sign.settings import Limits
 
-KEY, OTHER_KEY = TICKET_KEY, TOKEN_KEY
-REDIS_PAUSE = Limits().redis_pause
+NOW = 1000.0
+STATES = {
+    "none": None,
+    "over": (NOW - 100, NOW, NOW - 600),
+    "due": (NOW + 400, NOW + 500, NOW),
+    "due, lasts longer": (NOW + 500, NOW + 600, NOW),
+    "fresh": (NOW + 450, NOW + 550, NOW + 0.1),
+    "fresh, lasts longer": (NOW + 550, NOW + 650, NOW + 0.1),
+}
+"""A ticket by when the cache lets it go, when WeChat does, and until when it is fresh."""
+LASTS = {"due": 1, "fresh": 2, "due, lasts longer": 3, "fresh, lasts longer": 4}
+"""Which of two lasts longer."""
 
 
-def cache_on(server: RedisServer | None, clock: MovedClock, **more: Any) -> Cache:
-    """With None, the cache is this process's own."""
-    appid = more.pop("appid", "wxsandbox")
-    account: Any = SimpleNamespace(appid=appid, secret="s", url="")
-    return Cache(settings_for(account, server, **more), clock)
+def credential(value: str, state: str, *, in_redis: bool) -> Credential | None:
+    moments = STATES[state]
+    return Credential(value, *moments, in_redis=in_redis) if moments else None
 
 
-def lasting(clock: MovedClock, value: str, life: float, fresh_for: float = 0) -> Credential:
-    """Where it is fresh, this program wrote it, and WeChat granted 100 s more."""
-    expires = clock.now + life
-    usable_until = expires + (100 if fresh_for else 0)
-    return Credential(value, expires, usable_until, clock.now + fresh_for)
-
-
-@pytest.fixture(autouse=True)
-def _log_from_info(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-
-
-def value_of(credential: Credential | None) -> str | None:
-    return credential.value if credential else None
-
-
-def test_a_credential_does_not_show_itself(clock: MovedClock) -> None:
-    assert "s3cr3t" not in repr(lasting(clock, "s3cr3t", 100))
-
-
-def test_memory_keeps_for_the_time_given(clock: MovedClock) -> None:
-    cache = cache_on(None, clock)
-    assert cache.get(KEY) is None
-    cache.put(KEY, lasting(clock, "t", 100))
-    clock.advance(99)
-    assert value_of(cache.get(KEY)) == "t"
-    clock.advance(1)
-    assert cache.get(KEY) is None
-
-
-@pytest.mark.parametrize("kind", ["memory", "redis"])
-def test_only_the_credential_that_was_refused_is_dropped(
-    redis_server: RedisServer, clock: MovedClock, kind: str
+@pytest.mark.parametrize("was_in_redis", [True, False])
+@pytest.mark.parametrize(("held", "found"), list(product(STATES, STATES)))
+def test_which_ticket_serves_and_whether_wechat_is_asked(
+    held: str, found: str, was_in_redis: bool
 ) -> None:
-    cache = cache_on(None if kind == "memory" else redis_server, clock)
-    cache.put(KEY, lasting(clock, "new", 100))
-    cache.drop(KEY, "old")
-    assert value_of(cache.get(KEY)) == "new"
-    cache.drop(KEY, "new")
-    cache.drop(KEY, "new")
-    assert cache.get(KEY) is None
+    usable, there = held in LASTS, found in LASTS
+    is_fresh, comes_fresh = "fresh" in held, "fresh" in found
+    if not usable:
+        expected = ("found" if there else None, not there)
+    elif comes_fresh and LASTS[found] >= LASTS[held]:
+        expected = ("found", False)
+    elif is_fresh and (not there or (not comes_fresh and not was_in_redis)):
+        expected = ("held", False)
+    else:
+        lasts_longer = there and LASTS[found] >= LASTS[held]
+        expected = ("found" if lasts_longer else "held", True)
+    ours = credential("held", held, in_redis=was_in_redis)
+    theirs = credential("found", found, in_redis=True)
+    serves, asks = decide(NOW, ours, theirs)
+    assert (serves.value if serves else None, asks) == expected
 
 
-def test_redis_holds_a_plain_string_with_an_expiry_and_the_marker_its_digest(
-    redis_server: RedisServer, clock: MovedClock
+@pytest.mark.parametrize("found", LASTS)
+@pytest.mark.parametrize("held", LASTS)
+def test_the_same_ticket_lives_as_long_as_it_was_known_to(held: str, found: str) -> None:
+    ours, theirs = (credential("t", state, in_redis=True) for state in (held, found))
+    assert ours is not None
+    assert theirs is not None
+    serves, asks = decide(NOW, ours, theirs)
+    assert serves is not None
+    assert serves.usable_until == max(ours.usable_until, theirs.usable_until)
+    assert asks is not ("fresh" in found)
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.5])
+def test_a_ticket_serves_to_its_last_moment(seconds: float) -> None:
+    ours = Credential("t", NOW, NOW + seconds)
+    assert decide(NOW, ours, None) == (ours, True)
+    assert decide(NOW + seconds, ours, None) == (None, True)
+
+
+def test_a_credential_does_not_show_itself() -> None:
+    assert "s3cr3t" not in repr(Credential("s3cr3t", 1, 2))
+
+
+# What stands under the keys.
+
+
+def test_redis_holds_plain_strings_with_an_expiry_and_the_marker_a_digest(
+    wechat: Sandbox, redis_server: RedisServer
 ) -> None:
-    cache_on(redis_server, clock).put(KEY, lasting(clock, "t1cket", 7100, fresh_for=600))
-    assert redis_server.run("GET", KEY) == "t1cket"
-    assert 7_099_000 < redis_server.run("PTTL", KEY) <= 7_100_000
-    assert redis_server.run("GET", CHECKED_KEY) == marker("t1cket")
-    assert 599_000 < redis_server.run("PTTL", CHECKED_KEY) <= 600_000
-
-
-def test_without_freshness_there_is_no_marker(redis_server: RedisServer, clock: MovedClock) -> None:
-    cache_on(redis_server, clock).put(KEY, lasting(clock, "t", 100))
-    assert redis_server.run("KEYS", "*") == [KEY]
+    instance_for(wechat, redis_server).look()
+    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+    assert redis_server.run("GET", TOKEN_KEY) in wechat.issued
+    for key in (TICKET_KEY, TOKEN_KEY):
+        assert 7_090_000 < redis_server.run("PTTL", key) <= 7_100_000
+    assert redis_server.run("GET", CHECKED_KEY) == marker(wechat.ticket)
+    assert 590_000 < redis_server.run("PTTL", CHECKED_KEY) <= 600_000
+    assert not redis_server.run("EXISTS", LOCK_KEY)
+    assert redis_server.run("DBSIZE") == 3
 
 
 def test_another_instance_reads_value_life_and_freshness(
-    redis_server: RedisServer, clock: MovedClock
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
-    cache_on(redis_server, clock).put(KEY, lasting(clock, "t", 1000, fresh_for=100))
-    found = cache_on(redis_server, clock).get(KEY)
-    assert found is not None
-    assert found.value == "t"
-    assert 999 < found.expires - clock.now <= 1000
-    assert found.usable_until == found.expires + 100
-    assert 99 < found.fresh_until - clock.now <= 100
+    redis_server.run("SET", TICKET_KEY, "t", "EX", 1000)
+    redis_server.run("SET", CHECKED_KEY, marker("t", beyond=70_000), "EX", 100)
+    one = instance_for(wechat, redis_server, clock=clock)
+    assert one.look() == "t"
+    assert 999 < one.ticket.expires - clock.now <= 1000
+    assert one.ticket.usable_until == one.ticket.expires + 70
+    assert 99 < one.ticket.fresh_until - clock.now <= 100
+    assert one.ticket.in_redis
 
 
-def test_what_is_known_to_be_fresh_is_looked_at_by_two_commands(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    one, other = cache_on(redis_server, clock), cache_on(redis_server, clock)
-    one.put(KEY, lasting(clock, "t", 1000, fresh_for=100))
-    for cache in (one, other):
-        cache.get(KEY)
-        with redis_server.watching() as sent:
-            assert value_of(cache.get(KEY)) == "t"
-            assert len(sent()) == 2
-
-
-@pytest.mark.parametrize(
-    ("command", "value", "fresh_for"),
-    [
-        (("SET", KEY, "other", "EX", 50), "other", 0),
-        (("DEL", CHECKED_KEY), "t", 0),
-        (("PEXPIRE", CHECKED_KEY, 500_000), "t", 500),
-        (("DEL", KEY), "t", 100),
-    ],
-)
-def test_whatever_changes_of_what_is_known_is_noticed(
-    redis_server: RedisServer,
-    clock: MovedClock,
-    command: tuple[Any, ...],
-    value: str,
-    fresh_for: float,
-) -> None:
-    cache = cache_on(redis_server, clock)
-    cache.put(KEY, lasting(clock, "t", 1000, fresh_for=100))
-    cache.get(KEY)
-    redis_server.run(*command)
-    found = cache.get(KEY)
-    assert found is not None
-    assert found.value == value
-    assert max(0.0, found.fresh_until - clock.now) == pytest.approx(fresh_for, abs=1)
-
-
-def test_of_another_programs_credential_nothing_is_known_but_its_life(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    redis_server.run("SET", KEY, "t", "EX", 100)
-    found = cache_on(redis_server, clock).get(KEY)
-    assert found is not None
-    assert 99 < found.expires - clock.now <= 100
-    assert found.usable_until == found.expires
-    assert found.fresh_until <= clock.now
-
-
-@pytest.mark.parametrize("life", [(), ("EX", 99999)])
+@pytest.mark.parametrize("life", [0, 99999])
 def test_a_life_that_is_not_wechats_says_nothing(
-    redis_server: RedisServer, clock: MovedClock, life: tuple[Any, ...]
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, life: int
 ) -> None:
-    redis_server.run("SET", KEY, "t", *life)
-    found = cache_on(redis_server, clock).get(KEY)
-    assert found is not None
-    assert found.expires == clock.now + Limits().undated_life
+    redis_server.put_ticket("t", life)
+    one = instance_for(wechat, redis_server, clock=clock)
+    one.look()
+    assert one.ticket.expires == one.ticket.usable_until == clock.now + Limits().undated_life
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("SET", KEY, ""),
-        ("SET", KEY, "undefined"),
-        ("SET", KEY, b"\xff\xfe"),
-        ("SET", KEY, "中"),
-        ("HSET", KEY, "ticket", "t"),
-        ("LPUSH", KEY, "t"),
-    ],
-)
-def test_what_is_no_credential_counts_as_absent_and_is_replaced(
-    redis_server: RedisServer, clock: MovedClock, command: tuple[Any, ...]
+def test_the_time_that_redis_takes_is_no_life_of_the_ticket(
+    wechat: Sandbox, redis_server: RedisServer
 ) -> None:
-    redis_server.run(*command)
-    cache = cache_on(redis_server, clock)
-    assert cache.get(KEY) is None
-    cache.put(KEY, lasting(clock, "t", 100))
-    assert redis_server.run("GET", KEY) == "t"
+    """What Redis tells was true some time before it arrives."""
+
+    class Slow(MovedClock):
+        def __call__(self) -> float:
+            self.now += 0.5
+            return self.now
+
+    redis_server.put_ticket("t", 100)
+    clock = Slow()
+    one = instance_for(wechat, redis_server, clock=clock)
+    one.look()
+    assert one.ticket.expires <= clock.now - 0.5 + 100
 
 
-def test_reading_writes_nothing(redis_server: RedisServer, clock: MovedClock) -> None:
-    cache = cache_on(redis_server, clock)
-    cache.put(KEY, lasting(clock, "t", 100))
-    redis_server.run("FLUSHALL")
-    assert value_of(cache.get(KEY)) == "t"
-    assert redis_server.run("KEYS", "*") == []
+NAMED: dict[str, Any] = {"access_token_key": "wx:token", "jsapi_ticket_key": "wx:ticket"}
+FOREIGN: dict[str, tuple[Any, ...]] = {
+    "a PHP-serialised value": ("SET", 's:9:"s3cr3t-xx";'),
+    "JSON without a credential": ("SET", '{"appid": "s3cr3t xx"}'),
+    "text that is no credential": ("SET", "s3cr3t xx\n"),
+    "no string": ("HSET", "ticket", "s3cr3t"),
+}
 
 
-def test_a_redis_that_lost_a_credential_gets_it_back_as_it_was(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    cache = cache_on(redis_server, clock)
-    cache.put(KEY, lasting(clock, "t", 7100, fresh_for=600))
-    cache.put(OTHER_KEY, lasting(clock, "o", 5000))
-    redis_server.run("FLUSHALL")
-    clock.advance(100)
-    assert value_of(cache.get(KEY)) == "t"
-    assert value_of(cache.get(OTHER_KEY)) == "o"
-    cache.sync(KEY)
-    assert not redis_server.run("EXISTS", OTHER_KEY)
-    cache.sync(OTHER_KEY)
-    assert redis_server.run("GET", KEY) == "t"
-    assert 6990 < redis_server.run("TTL", KEY) <= 7000
-    assert 490 < redis_server.run("TTL", CHECKED_KEY) <= 500
-    assert redis_server.run("GET", OTHER_KEY) == "o"
-    assert 4890 < redis_server.run("TTL", OTHER_KEY) <= 4900
+def dumped(redis_server: RedisServer, key: str) -> Any:
+    with redis_server.client() as client:
+        return client.hgetall(key) if client.type(key) == "hash" else client.get(key)
 
 
-def test_what_another_wrote_is_not_overwritten_by_what_this_one_remembers(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    cache = cache_on(redis_server, clock)
-    cache.put(KEY, lasting(clock, "mine", 7100))
-    redis_server.run("SET", KEY, "theirs", "EX", 50)
-    assert value_of(cache.get(KEY)) == "theirs"
-    cache.sync(KEY)
-    assert redis_server.run("GET", KEY) == "theirs"
-
-
-@pytest.mark.parametrize(
-    ("theirs", "checked", "fresh", "stays"),
-    [
-        (50, False, False, False),
-        (200, False, False, True),
-        (200, False, True, False),
-        (50, True, True, True),
-        (50, True, False, True),
-    ],
-)
-def test_without_the_lock_only_what_is_newer_is_written(
+@pytest.mark.parametrize("shape", FOREIGN)
+@pytest.mark.parametrize("key", NAMED.values())
+def test_what_another_program_keeps_under_a_named_key_is_never_overwritten(
+    wechat: Sandbox,
     redis_server: RedisServer,
     clock: MovedClock,
-    theirs: int,
-    checked: bool,
-    fresh: bool,
-    stays: bool,
+    caplog: pytest.LogCaptureFixture,
+    key: str,
+    shape: str,
 ) -> None:
-    """A fresh one is newer than one that nobody confirmed, however long that lasts."""
-    cache_on(redis_server, clock).put(KEY, lasting(clock, "theirs", theirs, checked * 50))
-    cache_on(redis_server, clock).put(KEY, lasting(clock, "mine", 100, fresh * 100))
-    assert redis_server.run("GET", KEY) == ("theirs" if stays else "mine")
-
-
-def test_with_the_lock_it_is_written_whatever_is_there(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    cache_on(redis_server, clock).put(KEY, lasting(clock, "theirs", 200, fresh_for=200))
-    cache = cache_on(redis_server, clock)
-    with cache.lock(wait=0):
-        cache.put(KEY, lasting(clock, "mine", 100, fresh_for=100))
-    assert redis_server.run("GET", KEY) == "mine"
-
-
-def test_with_redis_down_the_process_remembers_and_redis_gets_it_later(
-    own_redis: RedisServer, clock: MovedClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    cache = cache_on(own_redis, clock)
-    assert cache.get(KEY) is None
-    assert cache.state == "redis"
-    own_redis.kill()
-    with cache.lock(wait=0):
-        cache.put(KEY, lasting(clock, "t", 7100, fresh_for=600))
-    for _ in range(3):
-        clock.advance(REDIS_PAUSE)
-        assert value_of(cache.get(KEY)) == "t"
-    assert cache.state == "unreachable"
-    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 1
-    assert "Connection refused" in warnings[0].getMessage()
-
-    own_redis.start()
-    clock.advance(REDIS_PAUSE)
-    assert cache.get(KEY) is not None
-    cache.sync(KEY)
-    assert own_redis.run("GET", KEY) == "t"
-    assert 7000 < own_redis.run("TTL", KEY) <= 7100
-    assert own_redis.run("EXISTS", CHECKED_KEY)
-    assert cache.state == "redis"
-
-
-def test_what_redis_did_not_take_gives_way_to_what_is_newer(
-    own_redis: RedisServer, clock: MovedClock
-) -> None:
-    cache = cache_on(own_redis, clock)
-    own_redis.kill()
-    cache.put(KEY, lasting(clock, "mine", 100))
-    own_redis.start()
-    own_redis.run("SET", KEY, "theirs", "EX", 200)
-    clock.advance(REDIS_PAUSE)
-    assert value_of(cache.get(KEY)) == "theirs"
-    cache.sync(KEY)
-    assert own_redis.run("GET", KEY) == "theirs"
-
-
-def test_what_redis_did_not_take_serves_where_redis_has_what_ends_sooner(
-    own_redis: RedisServer, clock: MovedClock
-) -> None:
-    cache = cache_on(own_redis, clock)
-    own_redis.kill()
-    cache.put(KEY, lasting(clock, "mine", 200))
-    own_redis.start()
-    own_redis.run("SET", KEY, "theirs", "EX", 50)
-    clock.advance(REDIS_PAUSE)
-    assert value_of(cache.get(KEY)) == "mine"
-    cache.sync(KEY)
-    assert own_redis.run("GET", KEY) == "mine"
-
-
-def test_what_was_last_read_serves_while_redis_is_down(
-    own_redis: RedisServer, clock: MovedClock
-) -> None:
-    own_redis.run("SET", KEY, "theirs", "EX", 50)
-    cache = cache_on(own_redis, clock)
-    cache.get(KEY)
-    own_redis.kill()
-    assert value_of(cache.get(KEY)) == "theirs"
-
-
-NAMED = {"access_token_key": "wx:token", "jsapi_ticket_key": "wx:ticket"}
-
-
-@pytest.mark.parametrize("key", NAMED.values())
-def test_under_a_named_key_another_accounts_credential_is_not_used_and_not_fought_over(
-    redis_server: RedisServer, clock: MovedClock, caplog: pytest.LogCaptureFixture, key: str
-) -> None:
-    one, same, other = (cache_on(redis_server, clock, appid=appid, **NAMED) for appid in "aab")
-    one.put(key, lasting(clock, "of-a", 100))
-    assert value_of(same.get(key)) == "of-a"
-    assert other.get(key) is None
-    other.put(key, lasting(clock, "late", 200))
-    assert redis_server.run("GET", key) == "of-a"
-    with other.lock(wait=0):
-        other.put(key, lasting(clock, "of-b", 50))
-    assert redis_server.run("GET", key) == "of-b"
-    for _ in range(3):
-        assert value_of(one.get(key)) == "of-a"
-        one.sync(key)
-        assert value_of(other.get(key)) == "of-b"
-        other.sync(key)
-    assert redis_server.run("GET", key) == "of-b"
-    assert caplog.text.count("another appid") == 2
-
-
-def test_under_a_named_key_another_programs_credential_is_used(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    cache = cache_on(redis_server, clock, **NAMED)
-    cache.put("wx:ticket", lasting(clock, "mine", 100))
-    redis_server.run("SET", "wx:ticket", "theirs", "EX", 200)
-    assert value_of(cache.get("wx:ticket")) == "theirs"
-
-
-def test_the_tickets_marker_protects_no_token(redis_server: RedisServer, clock: MovedClock) -> None:
-    cache = cache_on(redis_server, clock)
-    cache.put(KEY, lasting(clock, "t", 7100, fresh_for=600))
-    redis_server.run("SET", OTHER_KEY, "theirs", "EX", 50)
-    cache.put(OTHER_KEY, lasting(clock, "mine", 100))
-    assert redis_server.run("GET", OTHER_KEY) == "mine"
-
-
-def test_an_unreachable_redis_is_left_alone_for_a_while(
-    own_redis: RedisServer, clock: MovedClock
-) -> None:
-    cache = cache_on(own_redis, clock)
-    own_redis.kill()
-    assert cache.get(KEY) is None
-    own_redis.start()
-    own_redis.run("SET", KEY, "t", "EX", 100)
-    clock.advance(REDIS_PAUSE - 0.1)
-    assert cache.get(KEY) is None
-    clock.advance(0.1)
-    assert value_of(cache.get(KEY)) == "t"
-
-
-def test_a_full_redis_is_read_and_warned_of_without_showing_the_credential(
-    own_redis: RedisServer, clock: MovedClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    own_redis.run("SET", OTHER_KEY, "t", "EX", 100)
-    own_redis.run("CONFIG", "SET", "maxmemory", "1")
-    cache = cache_on(own_redis, clock)
-    cache.put(KEY, lasting(clock, "s3cr3t", 100))
-    assert value_of(cache.get(KEY)) == "s3cr3t"
-    assert value_of(cache.get(OTHER_KEY)) == "t"
-    assert "writing to Redis" in caplog.text
-    assert "command not allowed when used memory" in caplog.text
+    command, *value = FOREIGN[shape]
+    redis_server.run(command, key, *value)
+    before = dumped(redis_server, key)
+    one = instance_for(wechat, redis_server, clock=clock, **NAMED)
+    for _ in range(5):
+        assert one.look() == wechat.ticket
+        clock.advance(601)
+    assert dumped(redis_server, key) == before
+    [warning] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert f"the Redis key {key} holds {shape}" in warning.getMessage()
     assert "s3cr3t" not in caplog.text
-    assert cache.state == "failing"
-    own_redis.run("CONFIG", "SET", "maxmemory", "0")
-    cache.sync(KEY)
-    assert own_redis.run("GET", KEY) == "s3cr3t"
-    assert "writing to Redis works again" in caplog.text
+    assert wechat.calls["token"] == 1
 
 
-def test_what_was_replaced_does_not_come_back_whoever_writes_it(
-    redis_server: RedisServer, clock: MovedClock
+@pytest.mark.parametrize(
+    ("named", "text"),
+    [
+        ("jsapi_ticket_key", '"{}"'),
+        ("jsapi_ticket_key", '{{"ticket": "{}", "expires_in": 7200}}'),
+        ("access_token_key", '"{}"'),
+        ("access_token_key", '{{"access_token": "{}"}}'),
+        ("access_token_key", '{{"accessToken": "{}", "expireTime": 1}}'),
+    ],
+)
+def test_a_credential_in_json_is_read_and_left_alone(
+    wechat: Sandbox,
+    redis_server: RedisServer,
+    clock: MovedClock,
+    caplog: pytest.LogCaptureFixture,
+    named: str,
+    text: str,
 ) -> None:
-    redis_server.run("SET", KEY, "dead", "EX", 7000)
-    cache = cache_on(redis_server, clock)
-    cache.get(KEY)
-    cache.put(KEY, lasting(clock, "new", 100, fresh_for=50))
+    """As wechatpy, silenceper/wechat and node-webot write it."""
+    key = NAMED[named]
+    token = wechat.token_of_another_program()
+    text = text.format(token if named == "access_token_key" else wechat.ticket)
+    redis_server.run("SET", key, text, "EX", 7000)
+    one = instance_for(wechat, redis_server, clock=clock, **NAMED)
     for _ in range(3):
-        redis_server.run("SET", KEY, "dead")
-        assert value_of(cache.get(KEY)) == "new"
-        cache.sync(KEY)
-        assert redis_server.run("GET", KEY) == "new"
+        assert one.look() == wechat.ticket
+        clock.advance(601)
+    assert redis_server.run("GET", key) == text
+    assert wechat.calls["token"] == (0 if named == "access_token_key" else 1)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_who_has_nothing_to_write_notices_that_redis_can_be_written_again(
-    own_redis: RedisServer, clock: MovedClock
+@pytest.mark.parametrize("named", [True, False])
+def test_under_its_own_keys_whatever_is_no_credential_is_replaced(
+    wechat: Sandbox, redis_server: RedisServer, named: bool
 ) -> None:
-    cache = cache_on(own_redis, clock)
-    own_redis.run("CONFIG", "SET", "maxmemory", "1")
-    with cache.lock(wait=0):
-        pass
-    cache.sync(KEY)
-    assert cache.state == "failing"
-    own_redis.run("CONFIG", "SET", "maxmemory", "0")
-    cache.sync(KEY)
-    assert cache.state == "redis"
+    """And under a named key what another program keeps as a plain string, once it is due."""
+    keys = tuple(NAMED.values()) if named else (TOKEN_KEY, TICKET_KEY)
+    for key in keys:
+        redis_server.run("SET", key, "plain" if named else '{"ticket": "t"}')
+    assert instance_for(wechat, redis_server, **(NAMED if named else {})).looks(2) == wechat.ticket
+    assert redis_server.run("GET", keys[1]) == wechat.ticket
+    assert redis_server.run("GET", keys[0]) in wechat.issued
+
+
+# What Redis lost, or did not take.
+
+
+def test_who_fetched_while_redis_was_away_offers_it_when_it_is_back(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_redis.kill()
+    one = instance_for(wechat, own_redis, clock=clock)
+    for _ in range(3):
+        one.look()
+        clock.advance(Limits().redis_pause)
+    assert one.state == "unreachable"
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "Connection refused" in warning.getMessage()
+    own_redis.start()
+    clock.advance(Limits().redis_pause)
+    one.look()
+    assert one.state == "redis"
+    assert own_redis.run("GET", TICKET_KEY) == wechat.ticket
+    assert own_redis.run("GET", CHECKED_KEY) == marker(wechat.ticket)
+    assert own_redis.run("GET", TOKEN_KEY) in wechat.issued
+    assert "reaching Redis works again" in caplog.text
+    assert wechat.calls == {"token": 1, "getticket": 1}
 
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_a_refused_credential_that_redis_does_not_let_go_counts_as_absent(
-    own_redis: RedisServer, clock: MovedClock, trouble: str
+def test_a_redis_that_takes_nothing_gets_it_when_it_does(
+    wechat: Sandbox,
+    own_redis: RedisServer,
+    clock: MovedClock,
+    caplog: pytest.LogCaptureFixture,
+    trouble: str,
 ) -> None:
-    cache = cache_on(own_redis, clock)
-    cache.put(KEY, lasting(clock, "refused", 100))
-    if trouble == "full":
-        own_redis.run("CONFIG", "SET", "maxmemory", "1")
-    else:
-        own_redis.run("REPLICAOF", "127.0.0.1", own_redis.port)
-    cache.drop(KEY, "refused")
-    assert cache.get(KEY) is None
-    cache.put(KEY, lasting(clock, "new", 100))
-    assert value_of(cache.get(KEY)) == "new"
+    broken, mended = {
+        "full": (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
+        "read-only": (("REPLICAOF", "127.0.0.1", own_redis.port), ("REPLICAOF", "NO", "ONE")),
+    }[trouble]
+    own_redis.run(*broken)
+    one = instance_for(wechat, own_redis, clock=clock)
+    one.looks(3)
+    assert one.state == "failing"
+    assert caplog.text.count("writing to Redis at") == 1
+    own_redis.run(*mended)
+    one.look()
+    assert one.state == "redis"
+    assert caplog.text.count("writing to Redis works again") == 1
+    assert own_redis.run("GET", TICKET_KEY) == wechat.ticket
+    assert own_redis.run("GET", TOKEN_KEY) in wechat.issued
 
 
-def test_what_wechat_grants_again_is_not_refused_any_longer(
-    redis_server: RedisServer, clock: MovedClock
+def test_what_is_put_back_replaces_nothing_that_came_meanwhile(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
 ) -> None:
-    cache = cache_on(redis_server, clock)
-    cache.put(KEY, lasting(clock, "t", 100))
-    cache.drop(KEY, "t")
-    cache.put(KEY, lasting(clock, "t", 100))
-    assert value_of(cache.get(KEY)) == "t"
-    redis_server.run("DEL", KEY)
-    cache.sync(KEY)
-    assert not redis_server.run("EXISTS", KEY)  # it was taken for what Redis has
-
-
-def test_without_scripts_it_is_shared_all_the_same_and_the_log_says_once_what_is_lost(
-    clock: MovedClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    server = RedisServer("--rename-command", "EVAL", "OTHER")
-    try:
-        one, other = cache_on(server, clock), cache_on(server, clock)
-        for _ in range(2):
-            with one.lock(wait=0) as mine, other.lock(wait=0) as free:
-                assert mine
-                assert not free
-                one.extend_lock()
-                one.put(KEY, lasting(clock, "s3cr3t", 100, fresh_for=50))
-        assert value_of(other.get(KEY)) == value_of(one.get(KEY)) == "s3cr3t"
-        other.put(KEY, lasting(clock, "late", 200))
-        assert value_of(one.get(KEY)) == "s3cr3t"
-        one.drop(KEY, "s3cr3t")
-        assert server.run("KEYS", "*") == [CHECKED_KEY]
-        assert one.state == "redis"
-    finally:
-        server.stop()
-    assert caplog.text.count("WARNING") == 1
-    assert "unknown command" in caplog.text
-    assert "without scripts" in caplog.text
-    assert "s3cr3t" not in caplog.text
+    own_redis.kill()
+    one = instance_for(wechat, own_redis, clock=clock)
+    one.look()
+    own_redis.start()
+    own_redis.put_ticket("theirs", 7100, checked=True)
+    clock.advance(Limits().redis_pause)
+    assert one.look() == "theirs"
+    assert own_redis.run("GET", TICKET_KEY) == "theirs"
 
 
 def test_a_wrong_password_is_warned_of_without_showing_it(
-    clock: MovedClock, caplog: pytest.LogCaptureFixture
+    wechat: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = RedisServer("--requirepass", "right")
+    server = RedisServer(password="right")
     try:
-        assert cache_on(server, clock, password="wr0ng").get(KEY) is None
+        assert instance_for(wechat, server, password="wr0ng").look() == wechat.ticket
         assert "invalid username-password pair" in caplog.text
         assert "wr0ng" not in caplog.text
-        good = cache_on(server, clock, password="right")
-        good.put(KEY, lasting(clock, "t", 100))
-        assert good.get(KEY) is not None
+        good = instance_for(wechat, server, password="right")
+        good.look()
         assert good.state == "redis"
     finally:
         server.stop()
 
 
-def test_one_instance_at_a_time_holds_the_lock(
-    redis_server: RedisServer, clock: MovedClock
+# The lock.
+
+
+def is_free(one: Instance) -> bool:
+    with one.lock() as lease_over:
+        return lease_over is not None
+
+
+def test_one_instance_at_a_time_holds_the_lock_and_ends_no_others(
+    wechat: Sandbox, redis_server: RedisServer
 ) -> None:
-    one, other = cache_on(redis_server, clock), cache_on(redis_server, clock)
-    with one.lock(wait=0):
+    one, other = (instance_for(wechat, redis_server) for _ in range(2))
+    with one.lock():
         assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
-        for wait in (0, 0.1):
-            with other.lock(wait=wait) as free:
-                assert not free
-            assert redis_server.run("EXISTS", LOCK_KEY)
-    with other.lock(wait=0) as free:
-        assert free
+        assert not is_free(other)
         assert redis_server.run("EXISTS", LOCK_KEY)
     assert not redis_server.run("EXISTS", LOCK_KEY)
-
-
-def test_the_lock_is_released_when_something_goes_wrong(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    with pytest.raises(ValueError, match="wrong"), cache_on(redis_server, clock).lock(wait=0):
-        raise ValueError("wrong")
-    assert not redis_server.run("EXISTS", LOCK_KEY)
-
-
-def test_a_lock_that_is_extended_holds_for_a_full_lease(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    cache = cache_on(redis_server, clock)
-    with cache.lock(wait=0):
-        redis_server.run("EXPIRE", LOCK_KEY, 5)
-        cache.extend_lock()
-        assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
-
-
-def test_whoever_lost_the_lock_neither_overwrites_nor_releases(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    slow, other = cache_on(redis_server, clock), cache_on(redis_server, clock)
-    with slow.lock(wait=0):
-        redis_server.run("DEL", LOCK_KEY)  # the lease is over
-        with other.lock(wait=0):
-            with pytest.raises(LockedElsewhere):
-                slow.extend_lock()
-            other.put(KEY, lasting(clock, "newer", 50, fresh_for=50))
-            slow.put(KEY, lasting(clock, "older", 100, fresh_for=100))
-            assert redis_server.run("GET", KEY) == "newer"
-    with other.lock(wait=0), slow.lock(wait=0) as free:
-        assert not free
-    assert value_of(slow.get(KEY)) == "newer"
-
-
-def test_a_lock_whose_answer_was_lost_is_ended_all_the_same(
-    own_redis: RedisServer, clock: MovedClock
-) -> None:
-    cache, other = cache_on(own_redis, clock), cache_on(own_redis, clock)
-    cache.get(KEY)  # so that only the lock's own command is lost
-    own_redis.pause()
-    with cache.lock(wait=0) as mine:
-        assert mine  # nobody can be asked
-        cache.extend_lock()
-    own_redis.resume()
-    eventually("Redis did it after all", lambda: own_redis.run("EXISTS", LOCK_KEY))
-    clock.advance(REDIS_PAUSE)
-    cache.release_lock()
-    with other.lock(wait=0) as free:
-        assert free
-
-
-def test_a_lock_that_was_got_without_knowing_it_is_ones_own(
-    own_redis: RedisServer, clock: MovedClock
-) -> None:
-    cache = cache_on(own_redis, clock)
-    cache.get(KEY)
-    own_redis.pause()
-    with cache.lock(wait=0):
-        pass
-    own_redis.resume()
-    eventually("Redis did it after all", lambda: own_redis.run("EXISTS", LOCK_KEY))
-    clock.advance(REDIS_PAUSE)
-    with cache.lock(wait=0) as mine:
-        assert mine
-    assert not own_redis.run("EXISTS", LOCK_KEY)
-
-
-def test_whoever_lost_the_lock_does_not_end_anothers(
-    redis_server: RedisServer, clock: MovedClock
-) -> None:
-    with cache_on(redis_server, clock).lock(wait=0):
+    with one.lock():
         redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
     assert redis_server.run("GET", LOCK_KEY) == "another's"
 
 
-def test_a_redis_that_hangs_is_given_up_after_a_second(
-    own_redis: RedisServer, clock: MovedClock
+def test_the_lock_is_released_when_something_goes_wrong(
+    wechat: Sandbox, redis_server: RedisServer
 ) -> None:
-    cache = cache_on(own_redis, clock)
-    cache.put(KEY, lasting(clock, "t", 100))
+    with pytest.raises(ValueError, match="wrong"), instance_for(wechat, redis_server).lock():
+        raise ValueError("wrong")
+    assert not redis_server.run("EXISTS", LOCK_KEY)
+
+
+@pytest.mark.parametrize("command", [("SET", "another's"), ("RPUSH", "another's")])
+def test_a_lock_without_an_expiry_gets_one(
+    wechat: Sandbox, redis_server: RedisServer, command: tuple[str, str]
+) -> None:
+    redis_server.run(command[0], LOCK_KEY, command[1])
+    assert not is_free(instance_for(wechat, redis_server))
+    assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
+
+
+def test_a_lock_that_was_got_without_knowing_it_is_ones_own(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
+) -> None:
+    one = instance_for(wechat, own_redis, clock=clock, limits=Limits(redis_timeout=0.3))
+    assert is_free(one)  # connected, so that only the lock's own command is lost
     own_redis.pause()
-    assert value_of(cache.get(KEY)) == "t"
-    assert cache.state == "unreachable"
+    with one.lock() as lease_over:
+        assert lease_over == clock.now  # it may ask, and write nothing
     own_redis.resume()
+    eventually("Redis did it after all", lambda: own_redis.run("EXISTS", LOCK_KEY))
+    assert not is_free(instance_for(wechat, own_redis))
+    clock.advance(Limits().redis_pause)
+    assert is_free(one)
+    assert not own_redis.run("EXISTS", LOCK_KEY)
 
-    def back() -> bool:
-        clock.advance(REDIS_PAUSE)
-        return cache.get(KEY) is not None and cache.state == "redis"
 
-    eventually("Redis is back", back)
+def test_a_redis_that_hangs_is_left_alone_for_a_while(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
+) -> None:
+    wechat.faults["token"] = Fault(errcode=-1)
+    limits = Limits(redis_timeout=0.3)
+    held = Credential("held", clock.now + 7000, clock.now + 7000)
+    one = instance_for(wechat, own_redis, clock=clock, limits=limits, held=held)
+    own_redis.pause()
+    assert one.look() == "held"
+    assert one.state == "unreachable"
+    own_redis.resume()
+    own_redis.put_ticket("theirs", 7200, checked=True)
+    clock.advance(limits.redis_pause - 0.1)
+    assert one.look() == "held"
+    clock.advance(0.1)
+    assert one.look() == "theirs"
+    assert one.state == "redis"

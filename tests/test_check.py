@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -95,7 +96,11 @@ def test_all_well_is_a_line_for_each_step(check: Check, redis_server: RedisServe
         )
         token, ticket = lines[2].split("  ")[-1], lines[3].split("  ")[-1]
         if again:
-            assert re.fullmatch(r"in the cache, expires in 7\d\d\d s", token)
+            assert re.fullmatch(
+                r"in the cache, expires in 7\d\d\d s; the secret was not tried: with token_api = "
+                r"token that would void a running server's token",
+                token,
+            )
             assert re.fullmatch(r"in the cache, expires in 7\d\d\d s", ticket)
         else:
             assert re.fullmatch(r"fetched by token \(\d+ ms\)", token)
@@ -110,7 +115,7 @@ def test_what_another_instance_has_is_told(check: Check, redis_server: RedisServ
     status, lines = check(*redis_server.ini)
     assert (status, names(lines)) == (0, ALL)
     assert lines[1].endswith(" ms), lock works (an instance has it just now)")
-    assert lines[2].endswith("  not in the cache, and not needed while the ticket is")
+    assert "  not in the cache, and not needed while the ticket is; the secret was not" in lines[2]
     assert re.search(r"  in the cache, expires in (100|9\d) s$", lines[3])
     assert not check.wechat.calls
 
@@ -194,7 +199,8 @@ def test_a_redis_in_trouble_ends_it_with_host_port_and_cause(
         assert (place or f"127.0.0.1:{ini[-1].split()[-1]}/0, ") in lines[1], words
         assert words in lines[2], lines
         assert "wr0ng" not in "".join(lines)
-        assert not check.wechat.calls
+        if not place:  # where names are known
+            assert names(lines)[-1] == "ok signature", words  # the server goes on without, too
 
     fails(locked_redis.ini, "correct password", "password = wr0ng")
     fails(locked_redis.ini, "correct password")
@@ -215,8 +221,56 @@ def test_a_redis_that_can_not_be_written_is_told(check: Check, own_redis: RedisS
     own_redis.run("CONFIG", "SET", "maxmemory", "1")
     status, lines = check(*own_redis.ini)
     assert status == 1
-    assert names(lines)[-2] == "FAIL Redis"
-    assert "maxmemory" in lines[-1]
+    assert names(lines)[1] == "FAIL Redis"
+    assert "maxmemory" in lines[2]
+
+
+def test_a_wrong_secret_behind_a_redis_that_is_down_is_told_at_once(
+    check: Check, own_redis: RedisServer
+) -> None:
+    own_redis.kill()
+    check.wechat.faults["token"] = Fault(errcode=40125)
+    status, lines = check(*own_redis.ini)
+    assert status == 1
+    assert [name for name in names(lines) if "FAIL" in name] == ["FAIL Redis", "FAIL access_token"]
+
+
+def test_a_wrong_secret_is_told_though_redis_has_a_token(
+    check: Check, redis_server: RedisServer
+) -> None:
+    stable = ["token_api = stable_token", *redis_server.ini]
+    assert check(*stable)[0] == 0
+    assert check.wechat.calls == {"stable_token": 1, "getticket": 1}
+    assert check(*stable)[0] == 0
+    assert check.wechat.calls == {"stable_token": 2, "getticket": 1}
+    check.wechat.faults["stable_token"] = Fault(errcode=40125)
+    status, lines = check(*stable)
+    assert status == 1
+    assert names(lines)[-2] == "FAIL access_token"
+    assert "secret is not the one" in lines[-1]
+
+
+def test_what_another_program_keeps_under_a_named_key_is_told(
+    check: Check, redis_server: RedisServer
+) -> None:
+    redis_server.run("SET", "wx:token", 's:6:"s3cr3t";')
+    status, lines = check(*redis_server.ini, "access_token_key = wx:token")
+    assert status == 1
+    assert names(lines)[1] == "FAIL Redis"
+    assert "the key wx:token holds a PHP-serialised value" in lines[1]
+    assert "keys of its own" in lines[2]
+    assert "s3cr3t" not in "".join(lines)
+
+
+def test_a_look_that_does_not_end_is_told(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(check.wechat, "url", check.wechat.url.replace("127.0.0.1", "localhost"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: over.wait(20))
+    check.limits = Limits(lease_margin=0.01)
+    status, lines = check("timeout = 0.1")
+    over.set()
+    assert status == 1
+    assert "a look did not end within 0.63 s" in lines[2]
 
 
 def test_a_redis_that_goes_away_meanwhile_is_told(
@@ -231,8 +285,12 @@ def test_a_redis_that_goes_away_meanwhile_is_told(
     monkeypatch.setattr(check.wechat, "respond", kill_and_respond)
     status, lines = check(*own_redis.ini)
     assert status == 1
-    assert names(lines)[:-1] == [*ALL[:-1], "FAIL Redis"]
-    assert "start Redis" in lines[-1]
+    assert [name for name in names(lines) if name != "What to"] == [
+        *ALL[:-1],
+        "FAIL Redis",
+        ALL[-1],
+    ]
+    assert "start Redis" in lines[-2]
 
 
 def test_a_wrong_ini_file_is_a_step_that_failed(check: Check) -> None:
@@ -325,8 +383,8 @@ def test_redis_in_trouble_has_the_chinese_advice(check: Check, own_redis: RedisS
     own_redis.kill()
     status, lines = check(*own_redis.ini)
     assert status == 1
-    assert lines[-2].startswith(f"失败  Redis         127.0.0.1:{own_redis.port}/0")
-    assert lines[-1].startswith("      处理办法：请启动 Redis")
+    assert lines[1].startswith(f"失败  Redis         127.0.0.1:{own_redis.port}/0")
+    assert lines[2].startswith("      处理办法：请启动 Redis")
 
 
 @pytest.mark.usefixtures("chinese")

@@ -39,12 +39,18 @@ from harness import (
     unavailable,
     write_ini,
 )
-from topologies import Certificates, ClusterOfThree, Sentinels, Twemproxy, twemproxy_binary
+from topologies import (
+    Certificates,
+    ClusterOfThree,
+    Endpoint,
+    Sentinels,
+    Twemproxy,
+    twemproxy_binary,
+)
 
 from wechat_sign.settings import Limits, load_settings
 
 ONE_OF_EACH = {"token": 1, "getticket": 1}
-WITHOUT_SCRIPTS = "without scripts"
 QUICK = Limits(look_interval=0.3, redis_timeout=0.5, redis_pause=0.5)
 """Looks come and go in a tenth of the time."""
 BOUND = 1.0
@@ -70,7 +76,6 @@ class Kind:
     """Those that keep the keys, each its own."""
     shown: list[str] = field(default_factory=list)
     """What `--check` says of it."""
-    scripts: bool = True
     keys: str = "wechat:wxsandbox:{}"
     """The names of the keys by default."""
 
@@ -224,12 +229,12 @@ def kind_of(
             return Kind(cluster.url, cluster.masters, shown, keys=keys)
         case "renamed commands":
             server = started(*RENAMED)
-            return Kind(server.url, [server], [WITHOUT_SCRIPTS], scripts=False)
+            return Kind(server.url, [server])
         case "twemproxy" | "twemproxy before two":
             backends = [started() for _ in range(1 + ("two" in request.param))]
             proxy = proxy_before(backends)
             stack.callback(proxy.stop)
-            return Kind(proxy.url, backends, [f"{at}:{proxy.port}"], scripts=len(backends) == 1)
+            return Kind(proxy.url, backends, [f"{at}:{proxy.port}"])
         case origin:
             server = started(binary=redis_binaries()[origin])
             return Kind(server.url, [server], [f"{at}:{server.port}"])
@@ -276,7 +281,7 @@ def test_every_kind_is_shared_and_locked_and_says_so(
         assert words in redis_line(said)
     assert wechat.calls == ONE_OF_EACH
     assert health(running)["cache"] == "redis"
-    assert [WITHOUT_SCRIPTS in line for line in warned(running)] == [True] * (not kind.scripts)
+    assert not warned(running)
     for word in (PASSWORD, quote(PASSWORD, "")):
         assert word not in running.output + said
 
@@ -330,15 +335,6 @@ def test_a_redis_that_restarts_empty_gets_back_what_it_had(
     eventually("Redis has both", back)
     assert kind.run("GET", "jsapi_ticket") == wechat.ticket
     assert wechat.calls == ONE_OF_EACH
-
-
-@pytest.mark.parametrize("kind", ["renamed commands", "twemproxy before two"], indirect=True)
-def test_without_scripts_nobody_ends_anothers_lock(
-    kind: Kind, wechat: Sandbox, instance: MakeInstance
-) -> None:
-    with instance(*kind.ini).lock():
-        kind.run("SET", "lock", "another's", "EX", 100)
-    assert kind.run("GET", "lock") == "another's"
 
 
 @pytest.mark.parametrize("name", ["server", "stranger"])
@@ -578,6 +574,29 @@ def test_an_instance_starts_while_the_master_that_has_the_keys_hangs(
     assert health(running)["cache"] == "unreachable"
 
 
+def test_a_cluster_whose_nodes_are_all_replaced_behind_its_endpoint_is_found_again(
+    wechat: Sandbox, instance: MakeInstance, clock: MovedClock
+) -> None:
+    with ExitStack() as stack:
+        old, new = ClusterOfThree(), ClusterOfThree()
+        stack.callback(new.stop)
+        endpoint = Endpoint(old.masters[0].port)
+        stack.callback(endpoint.stop)
+        lines = ["[redis]", f"url = redis+cluster://127.0.0.1:{endpoint.port}"]
+        instances = [instance(*lines, clock=clock) for _ in range(2)]
+        for one in instances:
+            one.look()
+        old.stop()
+        endpoint.target = new.masters[2].port
+        for _ in range(2):
+            clock.advance(3)
+            for one in instances:
+                one.look()
+        assert [one.state for one in instances] == ["redis", "redis"]
+        assert new.run("GET", IN_CLUSTER + "jsapi_ticket") == wechat.ticket
+    assert wechat.calls == ONE_OF_EACH
+
+
 def test_keys_that_are_named_may_be_on_two_masters_of_a_cluster(
     start: Start, wechat: Sandbox, cluster: ClusterOfThree, instance: MakeInstance
 ) -> None:
@@ -592,7 +611,7 @@ def test_keys_that_are_named_may_be_on_two_masters_of_a_cluster(
     assert instance(*lines).look() == wechat.ticket
     assert wechat.calls == ONE_OF_EACH
     assert health(running)["cache"] == "redis"
-    assert [WITHOUT_SCRIPTS in line for line in warned(running)] == [True]
+    assert not warned(running)
 
 
 # What is not shared says so.

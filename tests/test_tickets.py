@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 from harness import (
     CHECKED_KEY,
+    LOCK_KEY,
     TICKET_KEY,
     Fault,
     MovedClock,
@@ -20,7 +21,13 @@ from harness import (
 )
 
 from wechat_sign.clock import SystemClock
-from wechat_sign.errors import SigningError, Stopping, WeChatRefused, WeChatUnreachable
+from wechat_sign.errors import (
+    LockedElsewhere,
+    SigningError,
+    Stopping,
+    WeChatRefused,
+    WeChatUnreachable,
+)
 from wechat_sign.settings import Limits
 from wechat_sign.tickets import JsapiTickets
 
@@ -299,6 +306,69 @@ def test_a_night_that_the_machine_slept_through_is_noticed(
     running(scenario)
 
 
+# Waiting for another instance.
+
+
+async def looked(sent: Callable[[], list[str]], times: int = 2) -> None:
+    """Once the lock was tried so often."""
+    tries = 0
+    while tries < times:
+        tries += sum(command.startswith(f"SET {LOCK_KEY}") for command in sent())
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_without_a_ticket_the_one_that_another_instance_gets_is_waited_for(
+    wechat: Sandbox, redis_server: RedisServer, released: bool
+) -> None:
+    async def scenario() -> None:
+        redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
+        waiting = asyncio.ensure_future(tickets_for(wechat, redis_server).current())
+        with redis_server.watching() as sent:
+            await looked(sent)
+        assert not waiting.done()
+        redis_server.put_ticket("theirs", 7100, checked=True)
+        if released:
+            redis_server.run("DEL", LOCK_KEY)
+        assert await waiting == "theirs"
+        assert redis_server.run("EXISTS", LOCK_KEY) is not released
+
+    running(scenario)
+    assert not wechat.calls
+
+
+def test_it_is_waited_for_as_long_as_three_calls_take(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    async def scenario() -> None:
+        redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
+        tickets = tickets_for(wechat, redis_server, clock=clock)
+        waiting = asyncio.ensure_future(tickets.current())
+        with redis_server.watching() as sent:
+            await looked(sent)
+            clock.advance(38.9)
+            await looked(sent)
+            assert not waiting.done()
+            clock.advance(0.1)
+            with pytest.raises(LockedElsewhere):
+                await waiting
+        assert tickets.retry_after == 1
+
+    running(scenario)
+    assert not wechat.calls
+
+
+def test_a_cold_instance_asks_when_the_one_that_asked_is_gone(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
+    async def scenario() -> None:
+        redis_server.run("SET", LOCK_KEY, "a dead one's", "PX", 300)
+        assert await tickets_for(wechat, redis_server).current() == wechat.ticket
+
+    running(scenario)
+    assert wechat.calls == {"token": 1, "getticket": 1}
+
+
 # Failing.
 
 
@@ -382,28 +452,6 @@ class Hands:
         self.clock = SystemClock(lambda: self.steady, lambda: self.wall)
 
 
-@pytest.mark.parametrize("hours", [1, -1])
-@pytest.mark.parametrize("shared", [True, False])
-def test_after_a_step_of_the_wall_clock_wechat_is_asked_once_and_the_ticket_serves(
-    wechat: Sandbox, redis_server: RedisServer, hours: int, shared: bool
-) -> None:
-    hands = Hands()
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server if shared else None, clock=hands.clock)
-        ticket = await tickets.current()
-        await tickets.refresh()
-        assert wechat.calls["getticket"] == 1
-        hands.wall += hours * 3600
-        assert await at_once(tickets.current()) == ticket
-        await called(wechat, "getticket", 2)
-        for _ in range(5):
-            assert await tickets.refresh() == ticket
-
-    running(scenario)
-    assert wechat.calls == {"token": 1, "getticket": 2}
-
-
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_paused_machine_neither_serves_what_died_meanwhile_nor_puts_it_back(
     wechat: Sandbox, redis_server: RedisServer, fails: bool
@@ -431,57 +479,53 @@ def test_a_paused_machine_neither_serves_what_died_meanwhile_nor_puts_it_back(
 # What is told of it.
 
 
-def test_health_tells_how_it_stands(wechat: Sandbox, clock: MovedClock) -> None:
+def test_what_is_known_tells_how_it_stands(wechat: Sandbox, clock: MovedClock) -> None:
     async def scenario() -> None:
         tickets = tickets_for(wechat, clock=clock, recheck=0)
-        assert not tickets.health().usable
+        assert tickets.known.usable(clock.now) is None
         await tickets.current()
-        clock.advance(100)
-        health = tickets.health()
-        assert health.usable
-        assert health.error is None
-        assert health.cache == "memory"
-        assert (health.age, health.remaining) == (100, 7100)
-        clock.advance(7000)
+        assert tickets.cache_state == "memory"
+        clock.advance(7100)
+        assert not tickets.known.error
         wechat.faults["getticket"] = wechat.faults["token"] = Fault(errcode=40164)
         await tickets.refresh()
-        health = tickets.health()
-        assert health.usable
-        assert isinstance(health.error, WeChatRefused)
-        assert (health.age, health.remaining) == (7100, 100)
+        ticket = tickets.known.usable(clock.now)
+        assert ticket is not None
+        assert ticket.usable_until - clock.now == 100
+        assert clock.now - tickets.known.fresh_at == 7100
+        error = tickets.known.error
+        assert isinstance(error, WeChatRefused)
         clock.advance(100)
-        assert not tickets.health().usable
+        assert tickets.known.usable(clock.now) is None
 
     running(scenario)
 
 
 @pytest.mark.parametrize("expire", [3600, 7200])
-def test_the_age_is_never_negative_whoever_wrote_the_ticket(
+def test_the_age_is_never_negative_whatever_wrote_the_ticket(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, expire: int
 ) -> None:
     async def scenario() -> None:
         await tickets_for(wechat, redis_server, clock=clock, expire=7100).current()
         tickets = tickets_for(wechat, redis_server, clock=clock, expire=expire)
         await tickets.current()
-        assert tickets.health().age == 0
-        clock.advance(30)
-        assert tickets.health().age == 30
+        assert tickets.known.fresh_at == clock.now
 
     running(scenario)
 
 
-def test_the_age_of_a_ticket_that_nobody_confirmed_counts_from_the_first_look(
+def test_the_age_of_a_ticket_that_was_never_confirmed_counts_from_the_first_look(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
     wechat.faults["token"] = Fault(errcode=40164)
-    redis_server.run("SET", TICKET_KEY, "theirs", "EX", 1000)
+    redis_server.put_ticket("theirs", 1000)
 
     async def scenario() -> None:
         tickets = tickets_for(wechat, redis_server, clock=clock)
         await tickets.current()
         clock.advance(30)
         await tickets.refresh()
-        assert tickets.health().age == 30
+        assert clock.now - tickets.known.fresh_at == 30
 
     running(scenario)
 
@@ -497,9 +541,11 @@ def test_a_stop_waits_for_the_refresh_in_flight_but_not_for_ever(wechat: Sandbox
         with pytest.raises(Stopping):
             await waiting
         let_go(hold)
-        waiting = asyncio.ensure_future(tickets.refresh())
+        tickets = tickets_for(wechat)
+        looking = asyncio.ensure_future(tickets.refresh())
         await asyncio.sleep(0)
         await tickets.close(timeout=10)
-        assert await waiting == wechat.ticket
+        await looking
+        assert tickets.held() == wechat.ticket
 
     running(scenario)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -227,6 +228,46 @@ class ClusterOfThree:
 
     def stop(self) -> None:
         self._stack.close()
+
+
+class Endpoint:
+    """A port that is always there, and hands on to whatever node is behind it just now."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listening.getsockname()[1])
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                threading.Thread(target=self._hand_on, args=(connection,), daemon=True).start()
+
+    def _hand_on(self, connection: socket.socket) -> None:
+        def copy(source: socket.socket, to: socket.socket) -> None:
+            with suppress(OSError):
+                for received in iter(lambda: source.recv(65536), b""):
+                    to.sendall(received)
+                to.shutdown(socket.SHUT_WR)
+
+        with (
+            connection,
+            suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.target)) as onward,
+        ):
+            back = threading.Thread(target=copy, args=(onward, connection))
+            back.start()
+            copy(connection, onward)
+            back.join(PATIENCE)
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join(PATIENCE)
 
 
 @dataclass(frozen=True)

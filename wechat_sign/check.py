@@ -7,6 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,9 +16,9 @@ from unicodedata import east_asian_width
 
 from .cache import Cache
 from .credentials import Credential, WeChat
-from .errors import NO_ADVICE, Advice, SigningError, redis_advice
+from .errors import NO_ADVICE, Advice, LockedElsewhere, LookHangs, SigningError, redis_advice
 from .logs import LONGEST_LINE, printable
-from .renewal import Renewal
+from .renewal import CALLS, Known, Renewal
 from .safety import foreseen
 from .sentences import said, say
 from .settings import Settings
@@ -36,39 +38,54 @@ class Finding:
 
 
 def check(settings: Settings, cache: Cache) -> Iterator[Finding]:
-    """The steps from Redis on, each when it is done, up to the first that is not ok.
+    """The steps from Redis on, each when it is done, up to the first that is not ok; past a Redis
+    that is not, since the server goes on without it, too.
 
     It goes the server's own way: it takes from the cache what is there, asks WeChat only for
     what is missing or due, under the same lock, and keeps what it gets for the server to use.
     """
     for finding in _steps(settings, cache):
         yield finding
-        if not finding.ok:
+        if not finding.ok and finding.name != "Redis":
             return
 
 
 def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
     began = time.monotonic()
-    token = cache.get(settings.access_token_key)
-    ticket = cache.get(settings.jsapi_ticket_key)
-    took = time.monotonic() - began
-    answers = say("answers ({ms} ms), {lock}", ms=_ms(took), lock=_lock(cache))
+    found = cache.read()
+    answers = say("answers ({ms} ms), {lock}", ms=_ms(time.monotonic() - began), lock=_lock(cache))
     yield _redis(settings, cache, answers)
+    trouble = cache.trouble
     wechat = WeChat(settings.wechat)
-    renewal = Renewal(wechat, cache, settings)
-    outcome: Credential | SigningError
-    try:
-        outcome = renewal.look_up(ticket)
-        outcome = renewal.back_off.error or outcome  # the one in the cache serves on
-    except SigningError as error:
-        outcome = error
-    yield _access_token(settings.wechat.token_api, cache, wechat, token, outcome)
-    yield _jsapi_ticket(cache, wechat, outcome)
-    if cache.trouble:
+    known = Known(ticket=found.ticket if found is not None else None)
+    known = _looked(Renewal(wechat, cache, settings), wechat, known)
+    yield _access_token(settings.wechat.token_api, cache, wechat, known)
+    yield _jsapi_ticket(cache, wechat, known)
+    if cache.trouble and not trouble:
         yield _redis(settings, cache, "")
-    if isinstance(outcome, Credential):
-        WxConfig(settings.wechat.appid, settings.jssdk).sign(SAMPLE_PAGE, outcome.value)
+    if known.ticket is not None:
+        WxConfig(settings.wechat.appid, settings.jssdk).sign(SAMPLE_PAGE, known.ticket.value)
         yield Finding(say("signature"), True, say("made for {page}", page=SAMPLE_PAGE))
+
+
+def _looked(renewal: Renewal, wechat: WeChat, known: Known) -> Known:
+    """What is known after a look, which has the same end as the server's. Where that asks for no
+    token, the secret is tried by a `stable_token`, which makes none void."""
+    api, seconds = renewal.settings.wechat.token_api, CALLS * renewal.settings.lease
+
+    def look() -> Known:
+        looked = renewal.look_up(known)
+        if looked.error is None and api == "stable_token" and api not in wechat.took:
+            try:
+                wechat.fetch_access_token()
+            except SigningError as error:
+                return looked.failed(error, renewal.clock())
+        return looked
+
+    try:
+        return ThreadPoolExecutor(1).submit(look).result(seconds)
+    except FutureTimeoutError:
+        return known.failed(LookHangs(seconds), renewal.clock())
 
 
 def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
@@ -78,6 +95,9 @@ def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
         return Finding("Redis", True, say(text))
     if cache.trouble:
         return Finding("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
+    for key, problem in cache.unusable.items():
+        text = say("the key {key} {problem}", key=key, problem=problem)
+        return Finding("Redis", False, text, redis_advice(problem))
     if url is not None and url.kind == "sentinel":
         sentinel = "Sentinel {service}, primary {where},"
         place = say(sentinel, service=url.service, where=cache.where())
@@ -87,34 +107,39 @@ def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
 
 
 def _lock(cache: Cache) -> str:
-    with cache.lock(wait=0) as mine:
-        works = say("lock works") if mine else say("lock works (an instance has it just now)")
-    return say("{works}; {loss}", works=works, loss=cache.loss) if cache.loss else works
+    with cache.lock() as lease_over:
+        free = lease_over is not None
+    return say("lock works") if free else say("lock works (an instance has it just now)")
 
 
-def _access_token(
-    token_api: str,
-    cache: Cache,
-    wechat: WeChat,
-    cached: Credential | None,
-    outcome: Credential | SigningError,
-) -> Finding:
-    if isinstance(outcome, SigningError) and getattr(outcome, "endpoint", "") != "getticket":
-        return Finding("access_token", False, outcome.what, outcome.advice)
+def _access_token(token_api: str, cache: Cache, wechat: WeChat, known: Known) -> Finding:
+    error, cached = known.error, known.access_token
+    if error is not None and getattr(error, "endpoint", "") != "getticket":
+        return Finding("access_token", False, error.what, error.advice)
     if token_api in wechat.took:
         fetched = "fetched by {token_api} ({ms} ms)"
         text = say(fetched, token_api=token_api, ms=_ms(wechat.took[token_api]))
-    elif cached is not None:
+        return Finding("access_token", True, text)
+    if cached is not None:
         text = say("in the cache, expires in {left} s", left=_left(cache, cached))
     else:
         text = say("not in the cache, and not needed while the ticket is")
-    return Finding("access_token", True, text)
+    not_tried = (
+        "{text}; the secret was not tried: with token_api = token that would void a running "
+        "server's token"
+    )
+    return Finding("access_token", True, say(not_tried, text=text))
 
 
-def _jsapi_ticket(cache: Cache, wechat: WeChat, outcome: Credential | SigningError) -> Finding:
-    if isinstance(outcome, SigningError):
-        return Finding("jsapi_ticket", False, outcome.what, outcome.advice)
-    left, took = _left(cache, outcome), wechat.took.get("getticket")
+def _jsapi_ticket(cache: Cache, wechat: WeChat, known: Known) -> Finding:
+    error, ticket = known.error, known.ticket
+    if error is not None:
+        return Finding("jsapi_ticket", False, error.what, error.advice)
+    left = _left(cache, ticket) if ticket is not None else ""
+    took = wechat.took.get("getticket")
+    if ticket is None:
+        other = LockedElsewhere()
+        return Finding("jsapi_ticket", False, other.what, other.advice)
     if took is None:
         text = say("in the cache, expires in {left} s", left=left)
     else:

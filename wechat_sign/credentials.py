@@ -6,20 +6,14 @@ import json
 import logging
 import math
 import re
-import socket
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from http.client import HTTPResponse
 from typing import Any, Final
 
 import requests
-from requests.adapters import HTTPAdapter
 
-from .deadline import Deadline, Overdue
 from .errors import WeChatRefused, WeChatUnreachable
 from .logs import redacted
 from .sentences import Sentence
@@ -27,15 +21,16 @@ from .settings import WeChatSettings
 
 # What urllib3 logs has the whole URL in it, secret included.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+# requests reads each answer's cookies; of odd ones this prints a traceback.
+warnings.filterwarnings("ignore", "http.cookiejar bug!")
 
 _LARGEST_ANSWER: Final = 8192
 """Bytes; WeChat's are below 1000."""
-ENDPOINTS: Final = ("token", "stable_token", "getticket")
 LARGEST_ERRCODE: Final = 10**9
 """WeChat's own have up to seven digits."""
 SHORTEST_LIFE: Final = 60
 """Seconds; WeChat grants 7200, and less only of a token that `stable_token` handed out before.
-Whoever grants less than this would be asked at every other page view."""
+A life shorter than this would have WeChat asked at every other page view."""
 LONGEST_CREDENTIAL: Final = 1024
 """Characters; WeChat's tokens have up to 512."""
 
@@ -60,7 +55,7 @@ class Grant:
 
 @dataclass(frozen=True)
 class Credential:
-    """A token or a ticket, and three moments on the clock.
+    """A token or a ticket, three moments on the clock, and whether Redis has it.
 
     The cache lets it go when it `expires`; WeChat granted it until `usable_until`, which is the
     same where nothing more is known. Until `fresh_until` nobody need ask WeChat whether it is
@@ -71,22 +66,20 @@ class Credential:
     expires: float
     usable_until: float
     fresh_until: float = 0.0
+    in_redis: bool = False
 
 
 class WeChat:
-    """WeChat's API for one account. A class because it carries the account, the connection, and
-    what it sent of late, to find it in what comes back.
+    """WeChat's API for one account. A class because it carries the account, and what it sent of
+    late, to find it in what comes back.
 
     Methods raise WeChatRefused for an errcode, and WeChatUnreachable for anything that is not
-    WeChat's answer. A call takes twice the settings' `timeout` at the most: once to connect and
-    once to answer. Not for several threads at once.
+    WeChat's answer.
     """
 
     def __init__(self, settings: WeChatSettings) -> None:
         self._settings = settings
-        self._deadline = Deadline(2 * settings.timeout)
-        self._session = _Session()
-        self._sent: deque[str] = deque(maxlen=8)
+        self._sent: deque[str] = deque([settings.secret], maxlen=8)
         self.took: dict[str, float] = {}
         """Seconds that the last good answer of an endpoint took."""
 
@@ -109,13 +102,11 @@ class WeChat:
 
     def fetch_jsapi_ticket(self, access_token: str) -> Grant:
         """The ticket. Within its life WeChat hands out the same one and says 7200 s each time."""
+        if access_token not in self._sent:
+            self._sent.append(access_token)
         query = {"access_token": access_token, "type": "jsapi"}
         answer = self._call("getticket", "GET", folder="ticket/", params=query)
         return self._grant(answer, "ticket", endpoint="getticket")
-
-    def close(self) -> None:
-        """Closes idle connections; a later call opens its own."""
-        self._session.close()
 
     def _grant(self, answer: dict[str, Any], name: str, *, endpoint: str) -> Grant:
         value, expires_in = answer.get(name), answer.get("expires_in", 0)
@@ -134,10 +125,12 @@ class WeChat:
         self, endpoint: str, method: str, *, folder: str = "", **parameters: Any
     ) -> dict[str, Any]:
         began = time.monotonic()
-        token = parameters.get("params", {}).get("access_token")
-        if token is not None and token not in self._sent:
-            self._sent.append(token)
-        body = self._request(endpoint, method, folder, parameters)
+        url = f"{self._settings.api}/cgi-bin/{folder}{endpoint}"
+        try:
+            body = self._exchange(method, url, parameters)
+        except (OSError, ValueError) as error:  # of requests; ValueError: for an odd url
+            # Its text, and that of its cause, has the whole URL in it, secret included.
+            raise WeChatUnreachable(_cause(error), endpoint=endpoint) from None
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
@@ -154,101 +147,37 @@ class WeChat:
         self.took[endpoint] = time.monotonic() - began
         return answer
 
-    def _request(
-        self, endpoint: str, method: str, folder: str, parameters: dict[str, Any]
-    ) -> bytes:
-        url, session = f"{self._settings.api}/cgi-bin/{folder}{endpoint}", self._session
-        call = partial(self._exchange, session, method, url, parameters)
-        try:
-            return self._deadline.call(call, session.cut)
-        except Overdue:
-            self._session = _Session()
-            seconds = 2 * self._settings.timeout
-            cause = Sentence("no whole answer within {seconds:g} s", seconds=seconds)
-            raise WeChatUnreachable(cause, endpoint=endpoint) from None
-        except (OSError, ValueError) as error:  # of requests; ValueError: for an odd url
-            # Its text, and that of its cause, has the whole URL in it, secret included.
-            raise WeChatUnreachable(_cause(error), endpoint=endpoint) from None
-
-    def _exchange(
-        self, session: _Session, method: str, url: str, parameters: dict[str, Any]
-    ) -> bytes:
+    def _exchange(self, method: str, url: str, parameters: dict[str, Any]) -> bytes:
+        """The body of a 200. Connecting and each part of the answer have `timeout` seconds, the
+        body twice that in all."""
         timeout = self._settings.timeout
-        with session.request(
-            method,
-            url,
-            timeout=(timeout / 2, timeout),  # the first for each address that a host has
-            stream=True,
-            **parameters,
-        ) as response:
+        limits = (timeout / 2, timeout)  # the first for each address that a host has
+        with (
+            _Session() as session,
+            session.request(method, url, timeout=limits, stream=True, **parameters) as response,
+        ):
             if response.status_code != 200:
                 raise requests.HTTPError(None, f"HTTP {response.status_code}")
-            body = bytearray()
+            body, end = bytearray(), time.monotonic() + timeout
             for byte in response.iter_content(1):  # of gzip, a byte is at most 1 KB
                 body += byte
                 if len(body) > _LARGEST_ANSWER:
                     raise requests.exceptions.ContentDecodingError
+                if time.monotonic() > end:
+                    raise requests.ReadTimeout
             return bytes(body)
 
 
 class _Session(requests.Session):
-    """requests' session, which takes nothing from .netrc, follows no redirect, and can be cut."""
+    """requests' session, which takes nothing from .netrc and follows no redirect. For one call,
+    since it keeps cookies."""
 
     def __init__(self) -> None:
         super().__init__()
         self.auth = _no_auth  # in place of .netrc's, which may have a `default`
-        self._is_cut = False
-        self._connected: Any = None
-        for scheme in ("http://", "https://"):
-            self.mount(scheme, _Adapter(self._note))
 
     def get_redirect_target(self, _response: Any) -> None:
         """None: to read a body without end, and to parse any Location, is not worth a status."""
-
-    def cut(self) -> None:
-        """Ends the request in another thread: now, or as soon as it has connected."""
-        self._is_cut = True
-        self._shut_down()
-        self.close()
-
-    def _note(self, connected: Any) -> None:
-        """Called before anything is sent, and when an answer is awaited."""
-        self._connected = connected
-        if self._is_cut:
-            self._shut_down()
-
-    def _shut_down(self) -> None:
-        connected = self._connected
-        while not isinstance(connected, socket.socket | None):  # TLS in a proxy's TLS
-            connected = connected.socket
-        if connected is not None:
-            with suppress(OSError):
-                socket.socket.shutdown(connected, socket.SHUT_RDWR)
-
-
-class _Adapter(HTTPAdapter):
-    """Tells of each socket that it uses. A class because it is requests' way."""
-
-    def __init__(self, note: Callable[[Any], None]) -> None:
-        self._note = note
-        super().__init__()
-
-    def get_connection_with_tls_context(self, *given: Any, **more: Any) -> Any:
-        note = self._note
-        pool: Any = super().get_connection_with_tls_context(*given, **more)
-        kind: Any = type(pool).ConnectionCls
-
-        def connect(connection: Any) -> None:
-            kind.connect(connection)
-            note(connection.sock)
-
-        def response_class(connected: Any, *given: Any, **more: Any) -> HTTPResponse:
-            note(connected)
-            return HTTPResponse(connected, *given, **more)
-
-        methods = {"connect": connect, "response_class": staticmethod(response_class)}
-        pool.ConnectionCls = type("Connection", (kind,), methods)
-        return pool
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:

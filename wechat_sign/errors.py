@@ -150,6 +150,16 @@ class LockedElsewhere(SigningError):
         super().__init__(Sentence(what), _advice("locked elsewhere"))
 
 
+class LookHangs(SigningError):
+    """A look at Redis and WeChat did not end within so many seconds, and was left behind."""
+
+    transient = True
+
+    def __init__(self, seconds: float) -> None:
+        what = Sentence("a look did not end within {seconds:g} s", seconds=seconds)
+        super().__init__(what, _advice("unreachable"))
+
+
 class Unexpected(SigningError):
     """What nobody foresaw, by its class and where it was raised: its text may have a credential
     in it."""

@@ -1,16 +1,11 @@
-"""Where a ticket comes from: the cache, or WeChat. Plain and blocking.
+"""The life of a ticket, in five sentences:
 
-The promise: a page never waits for WeChat while a usable ticket exists anywhere, and WeChat is
-never asked more than it must be.
-
-| the ticket held is                  | the page gets       | behind it                            |
-|-------------------------------------|---------------------|--------------------------------------|
-| fresh: seen so within 10 s          | the ticket          | nothing                              |
-| due a look                          | the ticket, at once | one refresh: the cache; WeChat where |
-|                                     |                     | nobody asked it for `recheck`        |
-| over, or there is none              | waits, with all who | the cache; WeChat under the lock     |
-|                                     | wait, for a refresh |                                      |
-| over, and WeChat failed lately      | the error, at once  | nothing until the back-off is over   |
+Every 10 s the server looks at what Redis has and compares it with what it holds. If Redis's ticket
+is fresh, that one serves; if Redis has none, it gets ours back; if nobody asked WeChat for 10
+minutes, one instance, which has the lock, asks, while all others serve what they hold. Who holds
+nothing waits for that one. Whatever goes wrong, the ticket that lasts longest serves, and WeChat is
+left alone for a pause that doubles. A look that does not end is left behind, and the next one
+starts with new connections.
 
 What ends when, in seconds, by default:
 
@@ -21,33 +16,21 @@ What ends when, in seconds, by default:
     1 to 60      back-off after what may pass, doubling
     1 to 600     back-off where WeChat refuses a token that it has just granted
     60 to 600    back-off after what a person must mend, doubling
-    10           a call to WeChat: twice `timeout`; what takes longer is cut off (deadline.py)
-    6            whatever is asked of Redis at once, the same; most takes a millisecond
+    10           a call to WeChat: `timeout` to connect, and to answer
     13           the lock's lease: one call, and 3
-    39           the wait for the lock, while there is no ticket: whoever has it makes three calls
+    39           a look, and the wait for another instance's: three calls
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-from contextlib import suppress
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 from .cache import Cache
-from .clock import Clock
-from .credentials import ENDPOINTS, LARGEST_ERRCODE, Credential, Grant, WeChat
-from .errors import (
-    ABOUT_THE_HOST,
-    TOKEN_REFUSED,
-    LockedElsewhere,
-    SigningError,
-    Unexpected,
-    WeChatRefused,
-)
+from .credentials import Credential, Grant, WeChat
+from .errors import TOKEN_REFUSED, SigningError, Unexpected, WeChatRefused
 from .settings import GRANTED_LIFE, Settings
 
 log = logging.getLogger(__name__)
@@ -59,239 +42,224 @@ not use up the day's 2000 tokens."""
 MARGIN: Final = 100.0
 """Seconds by which the cache lets a credential go before WeChat does, at the least."""
 CALLS: Final = 3
-"""To WeChat in one look-up, at the most: a token that it refuses, another, and the ticket."""
+"""To WeChat in one look, at the most: a token that it refuses, another, and the ticket."""
+BUSY_FOR_A_DEAD_TOKEN: Final = -1000
+"""getticket's errcode that is busyness or, as w7corp/easywechat#1780 found, a dead token."""
 
 
-class BackOff:
-    """When WeChat may be asked again after it failed. A class because it carries the failure,
-    and how long the last pause was."""
+@dataclass(frozen=True)
+class Known:
+    """What an instance knows. Each look makes another one of it."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._over = 0.0
-        self.pause = 0.0
-        """Seconds that the last one took, or takes."""
-        self.error: SigningError | None = None
-        """What last went wrong, if nothing has gone right since."""
+    ticket: Credential | None = None
+    access_token: Credential | None = None
+    error: SigningError | None = None
+    """What last went wrong with WeChat, if nothing has gone right since."""
+    pause: float = 0.0
+    """Seconds that the last pause took, or takes."""
+    quiet_until: float = -math.inf
+    """Until when WeChat is left alone."""
+    in_a_row: int = 0
+    """How often the error came, one time after the other."""
+    fresh_at: float = -math.inf
+    """When the ticket was last seen to be fresh, or came where it never was."""
 
-    @property
-    def remaining(self) -> float:
-        """Seconds until WeChat may be asked; 0 or less where it may be."""
-        return self._over - self._clock()
+    def usable(self, now: float) -> Credential | None:
+        """The ticket, if pages may be signed with it."""
+        ticket = self.ticket
+        return ticket if ticket is not None and now < ticket.usable_until else None
 
-    def check(self) -> None:
-        """Raises the last error where it is too early to ask again."""
-        if self.error is not None and self.remaining > 0:
-            raise self.error.with_traceback(None)
-
-    def failed(self, error: SigningError) -> None:
-        """Begins a pause, twice as long as the last one."""
+    def failed(self, error: SigningError, now: float) -> Known:
+        """The same with a pause for WeChat that is twice as long as the last one."""
         first, longest = BACK_OFF
+        errcode = getattr(error, "errcode", None)
         if error.transient:
-            token_refused = getattr(error, "errcode", 0) in TOKEN_REFUSED
-            first, longest = TOKEN_BACK_OFF if token_refused else TRANSIENT_BACK_OFF
-        self.pause = min(longest, max(first, 2 * self.pause))
-        self.adopt(error, self.pause)
+            first, longest = TOKEN_BACK_OFF if errcode in TOKEN_REFUSED else TRANSIENT_BACK_OFF
+        pause = min(longest, max(first, 2 * self.pause))
+        again = errcode is not None and errcode == getattr(self.error, "errcode", None)
+        count = self.in_a_row + 1 if again else 1
+        return replace(self, error=error, pause=pause, quiet_until=now + pause, in_a_row=count)
 
-    def adopt(self, error: SigningError, remaining: float) -> None:
-        """Leaves WeChat alone for `remaining` seconds because of the error, whoever met it."""
-        self._over = self._clock() + remaining
-        self.error = error
+    def succeeded(self, now: float) -> Known:
+        """The same with nothing wrong."""
+        return Known(self.ticket, self.access_token, fresh_at=now)
 
-    def succeeded(self) -> None:
-        """Ends it all."""
-        self.pause, self._over, self.error = 0.0, 0.0, None
+    def blames_the_token(self, refusal: WeChatRefused) -> bool:
+        """Whether another access_token may help; of busyness, at the second time in a row."""
+        if refusal.errcode != BUSY_FOR_A_DEAD_TOKEN:
+            return refusal.errcode in TOKEN_REFUSED
+        return getattr(self.error, "errcode", 0) == refusal.errcode and self.in_a_row == 1
+
+
+def decide(
+    now: float, held: Credential | None, found: Credential | None
+) -> tuple[Credential | None, bool]:
+    """The ticket that serves, and whether WeChat is to be asked for another.
+
+    | held (usable)        | in Redis             |                                              |
+    |----------------------|----------------------|----------------------------------------------|
+    | none                 | any                  | take it; where it is not fresh, the next     |
+    |                      |                      | look asks                                    |
+    | any                  | fresh, lasts as long | take it                                      |
+    | fresh                | none                 | keep ours; Redis gets it back                |
+    | fresh, never in Redis| another, not fresh   | keep ours; offered again                     |
+    | whatever else        |                      | ask; meanwhile the one that lasts longer     |
+    |                      |                      | serves                                       |
+    """
+    held, found = (one if one and now < one.usable_until else None for one in (held, found))
+    if held and found and held.value == found.value:
+        found = replace(found, usable_until=max(held.usable_until, found.usable_until))
+    if held is None:
+        return found, found is None
+    if found is None:
+        return held, now >= held.fresh_until
+    if now < found.fresh_until and found.usable_until >= held.usable_until:
+        return found, False
+    if now < held.fresh_until and now >= found.fresh_until and not held.in_redis:
+        return held, False
+    return max(found, held, key=lambda one: one.usable_until), True
+
+
+def decide_token(
+    now: float, held: Credential | None, found: Credential | None
+) -> Credential | None:
+    """The access_token to ask with: Redis's, or ours where Redis never had it and it lasts longer.
+    One that Redis had and has no more was refused to another instance."""
+    if held is None or held.in_redis or now >= held.expires:
+        return found
+    return held if found is None or held.usable_until > found.usable_until else found
 
 
 class Renewal:
-    """Looks a ticket up, and has WeChat renew it where that is due. A class because it carries
-    the back-off, and what to doubt since the clock made a step. For one thread at a time."""
+    """Looks, and has WeChat renew the ticket where that is due. Plain and blocking. A class because
+    it carries the connections; of what it learns it keeps nothing. For one thread at a time."""
 
     def __init__(self, wechat: WeChat, cache: Cache, settings: Settings) -> None:
         self._wechat = wechat
         self.cache = cache
-        self._settings = settings
-        self.limits = settings.limits
+        self.settings = settings
         self.clock = cache.clock
-        self.back_off = BackOff(self.clock)
-        account = f"{settings.wechat.appid} {settings.wechat.secret}"
-        self._account = hashlib.sha256(account.encode()).hexdigest()[:8]
-        self._answered = False
-        self._steps = self.clock.steps
-        self._doubts = False
-        """Whether the clock made a step, so that no marker is believed until WeChat was asked."""
+        self._is_left_behind = False
 
-    def look_up(self, held: Credential | None) -> Credential:
-        """The best ticket there is: from the cache, from WeChat, or the usable one that is held.
+    def successor(self) -> Renewal:
+        """Another one, with connections of its own, for when a look with this one does not end.
+        Then this one asks WeChat no more: its token would void the other's."""
+        self._is_left_behind = True
+        return Renewal(self._wechat, self.cache.successor(), self.settings)
 
-        Raises SigningError where there is none, and nothing else.
-        """
+    def look_up(self, known: Known) -> Known:
+        """What is known after a look. Raises nothing."""
         try:
-            if isinstance(self.back_off.error, Unexpected):
-                self.back_off.check()
-            return self._look_up(held)
+            if isinstance(known.error, Unexpected) and self.clock() < known.quiet_until:
+                return known
+            return self._look_up(known)
         except Exception as error:
-            failure = error if isinstance(error, SigningError) else self._unexpected(error)
-            if held is None or self.clock() >= held.usable_until:
-                raise failure from None
-            return held
+            failure = Unexpected(error)
+            log.error("looking for the ticket failed: %s", failure)
+            return known.failed(failure, self.clock())
 
-    def _unexpected(self, error: Exception) -> Unexpected:
-        failure = Unexpected(error)
-        self.back_off.failed(failure)
-        log.error("looking for the ticket failed: %s", failure)
-        return failure
+    def _look_up(self, known: Known) -> Known:
+        known, ask = self._compared(known)
+        if not ask or self.clock() < known.quiet_until:
+            return known
+        with self.cache.lock() as lease_over:
+            if lease_over is None:
+                return known
+            known, ask = self._compared(known)  # the lock may have been another's till now
+            if not ask or self._is_left_behind:
+                return known
+            known = self._asked(known, lease_over)
+        now = self.clock()
+        if now >= lease_over or known.usable(now) is None:
+            known, _ = self._compared(known)  # a newer one may have come meanwhile
+        if known.error is not None and known.usable(now) is None:
+            log.error("no page can be signed: %s", known.error)
+        elif known.error is not None:
+            log.warning("the ticket in hand serves on: %s", known.error)
+        return known
 
-    def _look_up(self, held: Credential | None) -> Credential:
-        found = self._cached(held)
-        self.cache.sync(self._settings.jsapi_ticket_key)
-        self.cache.release_lock()  # where the last look could not
-        if self.clock.steps != self._steps:
-            self._steps, self._doubts = self.clock.steps, True
-        if found is not None and self._is_fresh(found, held):
-            return self._good(found)
-        if found is not None and held is None:
-            return found  # nobody waits for WeChat now: the next look asks
-        usable = max(filter(None, (found, held)), key=lambda one: one.usable_until, default=None)
+    def _compared(self, known: Known) -> tuple[Known, bool]:
+        """What is known after Redis was read and got back what it lost or never took, and whether
+        to ask WeChat. Another ticket that Redis has serves first; then it is the next look that
+        asks."""
+        found, now, settings = self.cache.read(), self.clock(), self.settings
+        held = known.usable(now)
+        ticket, ask = decide(now, held, found.ticket if found is not None else None)
+        if found is not None:
+            lost = found.ticket is None
+            if ticket is not None and (lost or not (ask or ticket.in_redis)):
+                ticket = self._offered(settings.jsapi_ticket_key, ticket, lost)
+            token = decide_token(now, known.access_token, found.access_token)
+            if token is not None and not token.in_redis:
+                lost = found.access_token is None
+                token = self._offered(settings.access_token_key, token, lost)
+            known = replace(known, access_token=token)
+            ask = ask and (ticket is None or (held is not None and ticket.value == held.value))
+        known = replace(known, ticket=ticket, fresh_at=now if held is None else known.fresh_at)
+        if ticket is not None and now < ticket.fresh_until and not ask:
+            known = known.succeeded(now)
+        return known, ask
+
+    def _offered(self, key: str, credential: Credential, lost: bool) -> Credential:
+        written = self.cache.write(key, credential, only_if_absent=lost)
+        return replace(credential, in_redis=written)
+
+    def _asked(self, known: Known, lease_over: float) -> Known:
+        """What is known after WeChat was asked for the ticket: with the access_token that is known,
+        or a new one; where WeChat refuses it, once more with another."""
+        had = known.access_token
         try:
-            self.back_off.check()
-            return self._good(self._renewed(held, usable))
-        except SigningError:
-            if usable is None or self.clock() >= usable.usable_until:
-                raise
-            return usable
-
-    def _cached(self, held: Credential | None) -> Credential | None:
-        """The cache's ticket; where it is the one held, that may have been known for longer."""
-        found = self.cache.get(self._settings.jsapi_ticket_key)
-        if found is not None and held is not None and found.value == held.value:
-            found = replace(found, usable_until=max(found.usable_until, held.usable_until))
-        if found is not None and found != held:
-            # Known here before Redis goes away: fetching another would void the others'.
-            self.cache.get(self._settings.access_token_key)
-        return found
-
-    def _is_fresh(self, found: Credential, held: Credential | None) -> bool:
-        """Whether WeChat was asked lately. An older ticket that came back (from a dump, or from a
-        replica that lagged) may still say so: it is not taken for one that lasts longer."""
-        outlasts = held is None or found.usable_until >= held.usable_until
-        return outlasts and not self._doubts and self.clock() < found.fresh_until
-
-    def _good(self, ticket: Credential) -> Credential:
-        self.back_off.succeeded()
-        return ticket
-
-    def _renewed(self, held: Credential | None, usable: Credential | None) -> Credential:
-        """WeChat's ticket, or the one that another instance got while this one waited."""
-        wait = self.limits.lock_wait
-        waits = math.ceil(CALLS * self._settings.lease / wait) if usable is None else 0
-        for left in range(waits, -1, -1):
-            with self.cache.lock(wait=wait if left else 0.0) as mine:
-                found = self._cached(held)
-                if found is not None and (usable is None or self._is_fresh(found, held)):
-                    return found
-                if mine:
-                    self._heed_others()
-                    return self._ask(usable)
-        raise LockedElsewhere
-
-    def _heed_others(self) -> None:
-        """Raises the failure that another instance shared, which this account would meet again.
-        Not before WeChat answered this process once: whoever starts anew may have mended it."""
-        text, remaining = self.cache.shared_failure()
-        with suppress(ValueError, TypeError, LookupError, OverflowError, RecursionError):
-            told = json.loads(text)
-            errcode, errmsg = int(told["errcode"]), str(told["errmsg"])[:300]
-            error = WeChatRefused(errcode, errmsg, endpoint=told["endpoint"])
-            if told["account"] != self._account:  # as while a new secret is rolled out
-                return
-            if told["endpoint"] not in ENDPOINTS or abs(errcode) > LARGEST_ERRCODE:
-                return
-            self.back_off.pause = max(self.back_off.pause, min(told["pause"], BACK_OFF[1]))
-            if self._answered:
-                self.back_off.adopt(error, min(remaining, BACK_OFF[1]))
-        self.back_off.check()
-
-    def _ask(self, usable: Credential | None) -> Credential:
-        """WeChat's ticket, with the lock held."""
-        try:
-            ticket = self._fetch_jsapi_ticket(usable)
-        except LockedElsewhere:
-            raise
-        except SigningError as error:
-            self.back_off.failed(error)
-            if isinstance(error, WeChatRefused):
-                self._answered = True
-                self._tell_others(error)
-            if usable is None:
-                log.error("no page can be signed: %s", error)
-            else:
-                log.warning("the ticket in hand serves on: %s", error)
-            raise
-        finally:
-            self._wechat.close()
-        self._answered, self._doubts = True, False
-        self.cache.forget_failure()
-        return ticket
-
-    def _tell_others(self, error: WeChatRefused) -> None:
-        if error.errcode not in ABOUT_THE_HOST:
-            told: dict[str, Any] = {
-                "errcode": error.errcode,
-                "errmsg": error.errmsg,
-                "endpoint": error.endpoint,
-            }
-            told |= {"pause": self.back_off.pause, "account": self._account}
-            self.cache.share_failure(json.dumps(told), self.back_off.pause)
-
-    def _fetch_jsapi_ticket(self, usable: Credential | None) -> Credential:
-        """With the cached access_token; where WeChat refuses that, once more with another."""
-        key = self._settings.access_token_key
-        for last_try in (False, True):
-            access_token = self._access_token()
-            self.cache.extend_lock()
-            began = self.clock()
+            if had is None or self.clock() >= had.expires:
+                had, known = None, self._with_token(known, lease_over)
             try:
-                grant = self._wechat.fetch_jsapi_ticket(access_token)
+                return self._with_ticket(known, lease_over)
             except WeChatRefused as refusal:
-                if refusal.errcode not in TOKEN_REFUSED:
+                if not known.blames_the_token(refusal):
                     raise
-                self.cache.drop(key, access_token)
-                if last_try or self._is_patient(usable):
+                known, other = self._without_token(known)
+                if other is not None:
+                    known = replace(known, access_token=other)
+                elif had is None:
                     raise
-                log.warning("%s; trying once more with a new access_token", refusal)
-            else:
-                break
-        self.cache.sync(key)
-        fresh_for = self._settings.redis.fresh_for
-        return self._keep(self._settings.jsapi_ticket_key, grant, began, fresh_for=fresh_for)
+                else:
+                    log.warning("%s; trying once more with a new access_token", refusal)
+                    known = self._with_token(known, lease_over)
+            return self._with_ticket(known, lease_over)
+        except SigningError as error:
+            if getattr(error, "errcode", 0) in TOKEN_REFUSED:
+                known, _ = self._without_token(known)
+            return known.failed(error, self.clock())
 
-    def _access_token(self) -> str:
-        key = self._settings.access_token_key
-        cached = self.cache.get(key)
-        if cached is None:
-            self.cache.extend_lock()
-            began = self.clock()
-            cached = self._keep(key, self._wechat.fetch_access_token(), began)
-        return cached.value
+    def _without_token(self, known: Known) -> tuple[Known, Credential | None]:
+        """What is known without its token, which Redis loses, too, and the one that Redis has."""
+        refused = known.access_token
+        if refused is not None:
+            self.cache.delete(self.settings.access_token_key, refused.value)
+        found = self.cache.read()
+        other = found.access_token if found is not None else None
+        same = refused is not None and other is not None and other.value == refused.value
+        return replace(known, access_token=None), None if same else other
 
-    def _is_patient(self, usable: Credential | None) -> bool:
-        """Whether a token that was refused is not replaced just to see if a ticket is still the
-        one, for as long again as `recheck`. Where Redis is away or takes nothing, each `token`
-        that one instance fetches makes void what the others have."""
-        alone = self.cache.state in ("unreachable", "failing")
-        voids = alone and self._settings.wechat.token_api == "token"
-        recheck = self._settings.redis.recheck
-        return voids and usable is not None and self.clock() < usable.fresh_until + recheck
+    def _with_token(self, known: Known, lease_over: float) -> Known:
+        began = self.clock()
+        grant = self._wechat.fetch_access_token()
+        token = self._kept("access_token", grant, began, lease_over)
+        return replace(known, access_token=token)
 
-    def _keep(self, key: str, grant: Grant, began: float, *, fresh_for: int = 0) -> Credential:
-        """Puts it into the cache, with its life counted from before WeChat was asked; gives what
-        the cache has then, which is another one where this answer came too late."""
+    def _with_ticket(self, known: Known, lease_over: float) -> Known:
+        began, token = self.clock(), known.access_token
+        grant = self._wechat.fetch_jsapi_ticket(token.value if token is not None else "")
+        ticket = self._kept("jsapi_ticket", grant, began, lease_over)
+        return replace(known, ticket=ticket).succeeded(self.clock())
+
+    def _kept(self, name: str, grant: Grant, began: float, lease_over: float) -> Credential:
+        """The credential, its life counted from before WeChat was asked; written while the lock is
+        ours, and else not: it may be a late answer."""
+        redis, is_ticket = self.settings.redis, name == "jsapi_ticket"
         granted = min(grant.expires_in, GRANTED_LIFE)
-        life = min(self._settings.redis.expire, max(granted - MARGIN, granted / 2))
-        fresh_until = began + min(fresh_for, life)
-        credential = Credential(grant.value, began + life, began + granted, fresh_until)
-        self.cache.put(key, credential)
-        name = "jsapi_ticket" if fresh_for else "access_token"
+        life = min(redis.expire, max(granted - MARGIN, granted / 2))
+        fresh_until = began + min(redis.fresh_for, life) if is_ticket else 0.0
+        new = Credential(grant.value, began + life, began + granted, fresh_until)
         log.info("%s fetched from WeChat, kept for %d s", name, life)
-        return self.cache.get(key) or credential
+        key = self.settings.jsapi_ticket_key if is_ticket else self.settings.access_token_key
+        return replace(new, in_redis=self.clock() < lease_over and self.cache.write(key, new))

@@ -71,17 +71,25 @@ CHINESE: Final = {
     "answers ({ms} ms), {lock}": "应答正常（{ms} ms），{lock}",
     "lock works": "锁正常",
     "lock works (an instance has it just now)": "锁正常（目前由某个实例持有）",
-    "{works}; {loss}": "{works}；{loss}",
-    "without scripts ({reason}) an answer that comes late may replace a newer one": (
-        "无法使用脚本（{reason}），迟到的应答可能覆盖更新的凭据"
-    ),
-    "the keys are not on one server": "各键不在同一台服务器上",
     "fetched by {token_api} ({ms} ms)": "已用 {token_api} 获取（{ms} ms）",
     "fetched ({ms} ms), expires in {left} s": "已获取（{ms} ms），{left} 秒后过期",
     "in the cache, expires in {left} s": "取自缓存，{left} 秒后过期",
     "not in the cache, and not needed while the ticket is": (
         "缓存中没有，但缓存中有 jsapi_ticket 时不需要它"
     ),
+    "{text}; the secret was not tried: with token_api = token that would void a running server's "
+    "token": (
+        "{text}；未验证 secret：token_api = token 时，验证会使运行中的服务的 access_token 失效"
+    ),
+    "the key {key} {problem}": "键 {key} {problem}",
+    "holds {shape}, which is neither used nor overwritten": "中的值（{shape}）既不使用，也不覆盖",
+    "holds what was fetched for another appid, and is not used": (
+        "中是为另一个 appid 获取的凭据：不予使用"
+    ),
+    "no string": "非字符串类型的值",
+    "a PHP-serialised value": "PHP 序列化的值",
+    "JSON without a credential": "不含凭据的 JSON",
+    "text that is no credential": "不是凭据的文本",
     "made for {page}": "已为 {page} 生成",
     # What goes wrong with WeChat
     "WeChat refused {endpoint} with errcode {errcode} ({errmsg})": (
@@ -90,7 +98,6 @@ CHINESE: Final = {
     "no usable answer from WeChat to {endpoint}: {cause}": (
         "未得到微信对 {endpoint} 的有效应答：{cause}"
     ),
-    "no whole answer within {seconds:g} s": "{seconds:g} 秒内未收到完整的应答",
     "it is not JSON": "应答不是 JSON",
     "it is not a JSON object": "应答不是 JSON 对象",
     "its errcode is no number": "应答中的 errcode 不是数字",
@@ -98,6 +105,7 @@ CHINESE: Final = {
     "its expires_in is no number of seconds, {least} or more": (
         "应答中的 expires_in 不是秒数，或小于 {least}"
     ),
+    "a look did not end within {seconds:g} s": "一次查看在 {seconds:g} 秒内没有结束",
     "another instance holds the lock and is asking WeChat for the ticket": (
         "另一个实例持有锁，正在向微信获取 jsapi_ticket"
     ),

@@ -280,7 +280,7 @@ class ServerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What no INI sets, in seconds. Tests hand in their own."""
+    """What no INI sets; seconds, but for `left_behind`. Tests hand in their own."""
 
     look_interval: float = 10.0
     """The ticket held serves this long without a look at the cache."""
@@ -288,16 +288,16 @@ class Limits:
     """The same while there is none, or a first one of unknown age, or one that expired."""
     redis_timeout: float = 1.0
     """One exchange with Redis."""
-    redis_deadline: float = 6.0
-    """All that is asked of Redis at once: a Cluster whose nodes hang takes 5."""
     redis_pause: float = 2.0
     """An unreachable Redis is left alone this long."""
     lease_margin: float = 3.0
     """The lock's lease outlasts the longest call to WeChat by this."""
     undated_life: float = 60.0
     """A credential without an expiry is used this long after it was last seen in Redis."""
-    lock_wait: float = 0.5
-    """Who waits for the lock looks this often whether a ticket appeared meanwhile."""
+    lock_wait: float = 0.2
+    """Between two looks while another instance asks for the first ticket."""
+    left_behind: int = 16
+    """Looks that did not end: while there are as many, no other begins."""
     idle_timeout: float = 75.0
     """A connection may wait this long for its next request, or be about to send it: longer than
     the 60 of nginx, which must close first."""
@@ -341,23 +341,13 @@ class Settings:
         return self._key("lock")
 
     @property
-    def back_off_key(self) -> str:
-        """The key in Redis of why WeChat need not be asked just now."""
-        return self._key("back_off")
-
-    @property
-    def probe_key(self) -> str:
-        """The key in Redis by which it is found out whether that can be written again."""
-        return self._key("probe")
-
-    @property
     def owner_keys(self) -> dict[str, str]:
         """For each key that the INI names, the key in Redis of whose credential it holds."""
         named = (self.redis.access_token_key, self.redis.jsapi_ticket_key)
         return {key: f"{key}:appid" for key in named if key}
 
     def _key(self, name: str) -> str:
-        """In a Cluster with a hash tag: a script needs all its keys in one slot."""
+        """In a Cluster with a hash tag: then one node has all of them."""
         in_cluster = self.redis.url is not None and self.redis.url.kind == "cluster"
         appid = f"{{{self.wechat.appid}}}" if in_cluster else self.wechat.appid
         return f"wechat:{appid}:{name}"

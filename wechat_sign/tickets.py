@@ -1,6 +1,7 @@
-"""The jsapi_ticket held for pages, and one refresh that all who wait for it share.
+"""The jsapi_ticket held for pages, and one look that all who wait for it share.
 
-What becomes of a ticket, and when, stands in `renewal`; here is only when to look, and who waits.
+What becomes of a ticket, and when, stands in `renewal`; here is only when to look, who waits, and
+when a look is given up.
 """
 
 from __future__ import annotations
@@ -9,49 +10,50 @@ import asyncio
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any
 
-from .credentials import Credential
-from .errors import SigningError, Stopping, Unexpected
-from .renewal import Renewal
+from .errors import LockedElsewhere, LookHangs, SigningError, Stopping, Unexpected
+from .renewal import CALLS, Known, Renewal
+from .settings import Limits
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Health:
-    """Whether pages can be signed, as far as is known without asking anybody. `age` counts the
-    seconds since the ticket was last seen to be fresh, or since the first look where it never was;
-    `remaining` those for which it is usable. `error` is what last went wrong with WeChat."""
-
-    usable: bool
-    age: float
-    remaining: float
-    cache: str
-    error: SigningError | None
+def pause_after(known: Known, now: float, limits: Limits) -> float:
+    """Seconds from a look to the next one."""
+    ticket, soon, interval = known.usable(now), limits.look_soon, limits.look_interval
+    if ticket is None:
+        return soon
+    if now < ticket.fresh_until:
+        pause = max(soon, min(interval, ticket.expires - now))
+    else:  # WeChat is left alone, or to be asked
+        pause = interval if now < known.quiet_until else soon
+    return min(pause, ticket.usable_until - now)
 
 
 class JsapiTickets:
-    """The account's jsapi_ticket, now. A class because it carries the ticket held and the refresh
-    in flight. What blocks is done in one thread, which alone touches what `renewal` carries."""
+    """The account's jsapi_ticket, now. A class because it carries what is known, and the look in
+    flight. What blocks is done in a thread, one look at a time; one that does not end is left
+    behind, since a thread can't be cancelled."""
 
     def __init__(self, renewal: Renewal) -> None:
         self._renewal = renewal
-        self._limits = renewal.limits
-        self._clock = renewal.clock
-        self._steps = self._clock.steps
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="refresh")
-        self._refresh: asyncio.Task[str] | None = None
-        self._ticket: Credential | None = None
+        self.clock = renewal.clock
+        self._limits = renewal.settings.limits
+        self._longest = CALLS * renewal.settings.lease
+        self._threads = ThreadPoolExecutor(2 * self._limits.left_behind, "look")
+        self._left_behind: set[asyncio.Future[Known]] = set()
+        self.known = Known()
+        """What came of the last look."""
+        self._look: asyncio.Task[Known] | None = None
         self._look_at = -math.inf
-        self._fresh_at = -math.inf
 
     def held(self) -> str | None:
         """The ticket held, if it is usable. Where a look is due, one begins."""
-        now = self._clock()
-        if self._refresh is None or self._due_in(now) <= 0:
-            self._refreshing()
-        ticket = self._held(now)
+        now = self.clock()
+        if self._look is None or now >= self._look_at:
+            self._looking()
+        ticket = self.known.usable(now)
         return ticket.value if ticket is not None else None
 
     async def current(self) -> str:
@@ -62,87 +64,88 @@ class JsapiTickets:
         held = self.held()
         if held is not None:
             return held
-        refresh = self._refresh or self._refreshing()
+        look = self._look or self._looking()
         try:
-            return await asyncio.shield(refresh)
+            known = await asyncio.shield(look)
         except asyncio.CancelledError:
-            if refresh.cancelled():
+            if look.cancelled():
                 raise Stopping from None
             raise
+        ticket = known.usable(self.clock())
+        if ticket is None:
+            raise (known.error or LockedElsewhere()).with_traceback(None)
+        return ticket.value
 
-    async def refresh(self) -> str:
-        """Looks now, whether that is due or not, and waits for it. Raises SigningError."""
-        return await asyncio.shield(self._refreshing())
+    async def refresh(self) -> None:
+        """Looks now, whether that is due or not, and waits for it."""
+        await asyncio.shield(self._looking())
 
     @property
     def look_in(self) -> float:
-        """Seconds until the next look; 0 or less where it is due, as after a step of the clock."""
-        return self._due_in(self._clock())
+        """Seconds until the next look; 0 or less where it is due."""
+        return self._look_at - self.clock()
 
-    def _due_in(self, now: float) -> float:
-        return self._look_at - now if self._clock.steps == self._steps else 0.0
-
-    def health(self) -> Health:
-        """What is known without asking Redis or WeChat."""
-        now = self._clock()
-        held = self._held(now)
-        return Health(
-            usable=held is not None,
-            age=now - self._fresh_at if held is not None else math.inf,
-            remaining=held.usable_until - now if held is not None else 0.0,
-            cache=self._renewal.cache.state,
-            error=self._renewal.back_off.error,
-        )
+    @property
+    def cache_state(self) -> str:
+        """Whether credentials are shared: see `Cache.state`."""
+        return self._renewal.cache.state
 
     @property
     def retry_after(self) -> int:
         """Whole seconds, at least 1, until WeChat may be asked again."""
-        return max(1, math.ceil(self._renewal.back_off.remaining))
+        return max(1, math.ceil(max(0.0, self.known.quiet_until - self.clock())))
 
     async def close(self, *, timeout: float) -> None:
-        """Waits up to `timeout` seconds for the refresh in flight, whose outcome is cached; then
+        """Waits up to `timeout` seconds for the look in flight, whose outcome is in Redis; then
         who still waits for it gets Stopping, and other instances need not wait for its lock."""
-        if self._refresh is not None:
-            _, in_flight = await asyncio.wait({self._refresh}, timeout=timeout)
-            self._refresh.cancel()
+        if self._look is not None:
+            _, in_flight = await asyncio.wait({self._look}, timeout=timeout)
+            self._look.cancel()
             if in_flight:
                 await asyncio.to_thread(self._renewal.cache.release_lock)
+        self._threads.shutdown(wait=False)
 
-    def _held(self, now: float) -> Credential | None:
-        ticket = self._ticket
-        return ticket if ticket is not None and now < ticket.usable_until else None
+    def _looking(self) -> asyncio.Task[Known]:
+        """The look in flight, or a new one: all who wait share it, its error included."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.ensure_future(self._look_up())
+        return self._look
 
-    def _refreshing(self) -> asyncio.Task[str]:
-        """The refresh in flight, or a new one: all who wait share it, its error included."""
-        if self._refresh is None or self._refresh.done():
-            self._refresh = asyncio.ensure_future(self._look_up())
-            # What goes wrong is logged where it happens.
-            self._refresh.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return self._refresh
+    async def _look_up(self) -> Known:
+        """One look, and more while there is no ticket and another instance asks for it."""
+        end = self.clock() + self._longest
+        while True:
+            before, began = self.known, self.clock()
+            try:
+                self.known = await self._one_look(before)
+            except SigningError as error:
+                if began >= before.quiet_until:  # said and counted once a pause
+                    log.error("looking for the ticket failed: %s", error)
+                    self.known = before.failed(error, self.clock())
+            now = self.clock()
+            ticket = self.known.usable(now)
+            self._look_at = now + pause_after(self.known, now, self._limits)
+            if ticket is not None:
+                left = ticket.usable_until - now
+                log.debug("looked for the ticket in %.3f s: usable for %d s", now - began, left)
+            if ticket is not None or now < self.known.quiet_until or now >= end:
+                return self.known
+            await asyncio.sleep(self._limits.lock_wait)
 
-    async def _look_up(self) -> str:
-        began = self._clock()
-        held = self._held(began)
-        self._steps = self._clock.steps
-        pause = self._limits.look_soon
+    async def _one_look(self, known: Known) -> Known:
+        """What is known after a look. Raises SigningError where it hangs, or does not begin."""
+        if len(self._left_behind) >= self._limits.left_behind:
+            raise LookHangs(self._longest)
+        run: Any = asyncio.get_running_loop().run_in_executor
         try:
-            loop = asyncio.get_running_loop()
-            ticket = await loop.run_in_executor(self._thread, self._renewal.look_up, held)
-            now = self._clock()
-            fresh = now < ticket.fresh_until
-            if fresh or self._ticket is None:
-                self._fresh_at = now
-            if fresh or held is not None:
-                pause = max(pause, min(self._limits.look_interval, ticket.expires - now))
-            self._ticket = ticket
-            left = ticket.usable_until - now
-            pause = min(pause, left)
-            log.debug("looked for the ticket in %.3f s: usable for %d s", now - began, left)
-            return ticket.value
+            look = run(self._threads, self._renewal.look_up, known)
         except RuntimeError as error:  # no thread could be started
-            pause = self._limits.look_interval
-            failure = Unexpected(error)
-            log.error("looking for the ticket failed: %s", failure)
-            raise failure from None
-        finally:
-            self._look_at = self._clock() + pause
+            raise Unexpected(error) from None
+        try:
+            return await asyncio.wait_for(asyncio.shield(look), self._longest)
+        except asyncio.TimeoutError:
+            self._left_behind.add(look)
+            look.add_done_callback(self._left_behind.discard)
+            hangs, self._renewal = self._renewal, self._renewal.successor()
+            run(self._threads, hangs.cache.close)  # after it was seen whether Redis is what hangs
+            raise LookHangs(self._longest) from None

@@ -1,0 +1,141 @@
+"""From settings to a redis-py client: one server, the primary of a Sentinel set, or a Cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
+from redis.connection import parse_url
+from redis.exceptions import RedisClusterException
+from redis.retry import Retry
+
+from .errors import ConfigError
+from .sentences import say
+from .settings import SECRET, RedisSettings, RedisUrl
+
+Client = redis.Redis | redis.RedisCluster
+_SHARED: Final = {"ssl", "socket", "retry", "protocol", "driver"}
+"""How options begin that are the same for a Sentinel and for what it watches."""
+
+
+def connect(settings: RedisSettings, timeout: float) -> Callable[[], Client]:
+    """Returns what makes a client. It tries everything once: what fails is left alone for a
+    while, and no page waits for a third try. One exchange takes `timeout` seconds at the most.
+
+    Raises ConfigError for a url that redis-py does not take.
+    """
+    common, once = _options(settings, timeout)
+    url = settings.url
+    if url is None:
+        common |= {"host": settings.host, "port": settings.port, "db": settings.db}
+        common |= {"ssl": settings.tls, "ssl_check_hostname": True}
+        client = redis.Redis(**common, **once)
+        return lambda: client
+    try:
+        nodes = [parse_url(node) for node in url.nodes]
+        given = common | nodes[0] | once
+        if given.get("connection_class") is redis.SSLConnection:
+            given.setdefault("ssl_check_hostname", True)
+        for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+            if name in given and not Path(given[name]).is_file():
+                raise ValueError(say("{name}: there is no such file", name=name))
+        return _of_kind(url.kind, url.service, nodes, given)
+    except (TypeError, ValueError, AttributeError, redis.RedisError) as error:
+        problem = _what_is_wrong(error, url)
+        raise ConfigError(say("[redis] url, after the ?: {problem}", problem=problem)) from None
+
+
+def _options(settings: RedisSettings, timeout: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a url may say otherwise, and what it may not."""
+    common: dict[str, Any] = {
+        "username": settings.username or None,
+        "password": settings.password or None,
+        "protocol": 2,
+    }
+    once: dict[str, Any] = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": False,
+        # Some proxies hang up on CLIENT SETINFO; redis-py 7 sends it unless both are empty.
+        "driver_info": redis.DriverInfo(name="", lib_version=""),
+    }
+    return common, once
+
+
+def _what_is_wrong(error: Exception, url: RedisUrl) -> str:
+    """redis-py's words, which name an option that it does not know; not where a secret may be in
+    them, by the option's name or its value."""
+    words = str(error).rpartition("() ")[2]
+    values = [value for _, value in parse_qsl(urlsplit(url.nodes[0]).query)]
+    if SECRET.search(words) or any(value in words for value in values if len(value) > 3):
+        return say("redis-py does not take an option that is there, or its value")
+    return words
+
+
+def _of_kind(
+    kind: str, service: str, nodes: list[dict[str, Any]], given: dict[str, Any]
+) -> Callable[[], Client]:
+    if not kind:
+        pool = redis.ConnectionPool(**given)
+        pool.make_connection()  # it does not connect, but looks at its arguments
+        client = redis.Redis.from_pool(pool)
+        return lambda: client
+    port = 26379 if kind == "sentinel" else 6379
+    hosts = [(node.get("host", "localhost"), node.get("port", port)) for node in nodes]
+    for name in ("host", "port"):
+        given.pop(name, None)
+    if given.pop("connection_class", None):
+        given["ssl"] = True
+    if kind == "cluster":
+        return partial(_cluster, hosts, given.pop("retry"), given)
+    theirs = {name: value for name, value in given.items() if name.split("_")[0] in _SHARED}
+    for name in ("username", "password"):
+        theirs[name] = given.pop(f"sentinel_{name}", None)
+    primary = redis.Sentinel(hosts, sentinel_kwargs=theirs, **given).master_for(service)
+    primary.connection_pool.make_connection()
+    return lambda: primary
+
+
+def _cluster(
+    hosts: list[tuple[str, int]], once: Retry, given: dict[str, Any]
+) -> redis.RedisCluster:
+    cluster = redis.RedisCluster(
+        startup_nodes=[ClusterNode(*host) for host in hosts],
+        dynamic_startup_nodes=False,  # or those that moved are asked for ever
+        require_full_coverage=False,
+        # It asks a node at random as soon as it is made; of those, one may hang.
+        retry=Retry(NoBackoff(), len(hosts)),
+        **given,
+    )
+    cluster.set_retry(once)
+    return cluster
+
+
+def where(client: Client, key: str) -> str:
+    """Host and port of the node that has the key; "" for the one that the settings name."""
+    if isinstance(client, redis.RedisCluster):
+        node: Any = client.get_node_from_key(key)
+        return f"{node.host}:{node.port}"
+    pool: Any = client.connection_pool
+    if isinstance(pool, redis.sentinel.SentinelConnectionPool):
+        return "{}:{}".format(*pool.get_master_address())
+    return ""
+
+
+def explain(error: Exception) -> tuple[bool, str]:
+    """Tells whether Redis was reached and refused, and the words for it: its own or redis-py's
+    without the arguments of the failed command, "" where a reply makes no sense. Both repeat what
+    was sent or came, credentials among it."""
+    shown = redis.ConnectionError | redis.TimeoutError | redis.ResponseError
+    shown |= RedisClusterException
+    if isinstance(error, redis.InvalidResponse) or not isinstance(error, shown):
+        return False, ""
+    words = str(error)[:1000].rpartition("caused error: ")[2].partition(", with args")[0]
+    return isinstance(error, redis.ResponseError), words.partition(" : <")[0]
