@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .store import Found, RedisStore
 
 log = logging.getLogger(__name__)
+Call = Callable[["RedisStore"], Any]
 REACHING, READING, WRITING = "reaching Redis", "reading from Redis", "writing to Redis"
 """What may not work, as the log says it."""
 
@@ -26,19 +27,17 @@ class Cache:
     """The account's keys in Redis, shared with other instances. Raises ConfigError for a url that
     redis-py does not take.
 
-    A class because it carries the connection, what is wrong with it, and until when a Redis that
-    can't be reached is left alone. For one thread at a time, but for `release_lock` and `close`.
-    """
+    A class because it carries the connection, and what is wrong with it. Only `release_lock` and
+    `close` are for any thread."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
         self._settings = settings
         self._store: RedisStore | None = None
         if settings.redis.is_set:
-            from . import redis_client, store  # redis-py takes 6 MB
+            from . import store  # redis-py takes 6 MB
 
             self._store = store.RedisStore(settings, self.clock)
-            self._explain = redis_client.explain
         self._left_alone_until = -math.inf
         self._asking = False
         self._trouble: dict[str, str] = {}
@@ -72,18 +71,9 @@ class Cache:
             return "unreachable"
         return "failing" if self._trouble else "redis"
 
-    @property
-    def unusable(self) -> dict[str, str]:
-        """What is wrong with what a key that the INI names holds, by the key."""
-        return self._store.unusable if self._store is not None else {}
-
-    def where(self) -> str:
-        """Host and port of the Redis that has the credentials, where that is to be found out."""
-        return str(self._ask(READING, lambda store: store.where(), ""))
-
     def read(self) -> Found | None:
         """What Redis has; None where it can't be read."""
-        found: Found | None = self._ask(READING, lambda store: store.read(), None)
+        found: Found | None = self.ask(READING, lambda store: store.read(), None)
         if WRITING in self._trouble and READING not in self._trouble:
             with self.lock():  # all kinds of writing are in it
                 pass
@@ -92,21 +82,21 @@ class Cache:
     def write(self, key: str, credential: Credential, *, only_if_absent: bool = False) -> bool:
         """Gives whether Redis has the credential now."""
 
-        def write(store: RedisStore) -> bool:
-            return store.write(key, credential, only_if_absent=only_if_absent)
+        def call(store: RedisStore) -> bool:
+            return store.write(key, credential, only_if_absent)
 
-        return bool(self._ask(WRITING, write, False, sent=credential.value))
+        return bool(self.ask(WRITING, call, False, sent=credential.value))
 
     def delete(self, key: str, value: str) -> None:
         """Deletes the credential where it is still there."""
-        self._ask(WRITING, lambda store: store.delete(key, value), False)
+        self.ask(WRITING, lambda store: store.delete(key, value), False)
 
     @contextmanager
     def lock(self) -> Iterator[float | None]:
         """Gives until when this instance is the one that asks WeChat and writes; None where it is
         another. Where Redis can't be asked that is now: WeChat may be, but nothing is written."""
         began = self.clock()
-        mine = self._ask(WRITING, lambda store: store.acquire(), None)
+        mine = self.ask(WRITING, lambda store: store.acquire(), None)
         try:
             yield began if mine is None else began + self._settings.lease if mine else None
         finally:
@@ -115,12 +105,10 @@ class Cache:
 
     def release_lock(self) -> None:
         """Ends the lock where this process has it; from any thread, for a stop in mid-call."""
-        if self._ask(WRITING, lambda store: store.release(), False):
+        if self.ask(WRITING, lambda store: store.release(), False):
             self._works(WRITING)
 
-    def _ask(
-        self, what: str, call: Callable[[RedisStore], Any], otherwise: Any, *, sent: str = ""
-    ) -> Any:
+    def ask(self, what: str, call: Call, otherwise: Any, *, sent: str = "") -> Any:
         """What the call gives, or `otherwise`. Logs when trouble begins and when it ends, without
         what was `sent`, which Redis or a proxy may repeat."""
         if self._store is None or self.clock() < self._left_alone_until:
@@ -129,7 +117,7 @@ class Cache:
         try:
             result = call(self._store)
         except Exception as error:  # also what redis-py raises for a reply that makes no sense
-            reached, words = self._explain(error)
+            reached, words = self._store.explain(error)
             words = printable(redacted(words, [*self._settings.redis.passwords, sent]))
             cause = type(error).__name__ + (f": {words}" if words else "")
             self._fails(what, cause) if reached else self._unreachable(cause)

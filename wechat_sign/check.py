@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from unicodedata import east_asian_width
 
-from .cache import Cache
+from .cache import READING, Cache
 from .credentials import Credential, WeChat
 from .errors import NO_ADVICE, Advice, LockedElsewhere, LookHangs, SigningError, redis_advice
 from .logs import LONGEST_LINE, printable
@@ -95,15 +95,20 @@ def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
         return Finding("Redis", True, say(text))
     if cache.trouble:
         return Finding("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
-    for key, problem in cache.unusable.items():
+    for key, problem in cache.ask(READING, lambda store: store.unusable, {}).items():
         text = say("the key {key} {problem}", key=key, problem=problem)
         return Finding("Redis", False, text, redis_advice(problem))
     if url is not None and url.kind == "sentinel":
         sentinel = "Sentinel {service}, primary {where},"
-        place = say(sentinel, service=url.service, where=cache.where())
+        place = say(sentinel, service=url.service, where=_where(cache))
     elif url is not None and url.kind == "cluster":
-        place = say("Cluster, the keys on {where},", where=cache.where())
+        place = say("Cluster, the keys on {where},", where=_where(cache))
     return Finding("Redis", True, f"{place} {how}")
+
+
+def _where(cache: Cache) -> str:
+    """Host and port of the Redis that has the credentials, where that is to be found out."""
+    return str(cache.ask(READING, lambda store: store.where(), ""))
 
 
 def _lock(cache: Cache) -> str:

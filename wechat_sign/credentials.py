@@ -26,8 +26,6 @@ warnings.filterwarnings("ignore", "http.cookiejar bug!")
 
 _LARGEST_ANSWER: Final = 8192
 """Bytes; WeChat's are below 1000."""
-LARGEST_ERRCODE: Final = 10**9
-"""WeChat's own have up to seven digits."""
 SHORTEST_LIFE: Final = 60
 """Seconds; WeChat grants 7200, and less only of a token that `stable_token` handed out before.
 A life shorter than this would have WeChat asked at every other page view."""
@@ -138,7 +136,7 @@ class WeChat:
         if not isinstance(answer, dict):
             raise WeChatUnreachable(Sentence("it is not a JSON object"), endpoint=endpoint)
         errcode = answer.get("errcode", 0)
-        if type(errcode) is not int or abs(errcode) > LARGEST_ERRCODE:
+        if type(errcode) is not int or abs(errcode) > 10**9:  # WeChat's have up to seven digits
             raise WeChatUnreachable(Sentence("its errcode is no number"), endpoint=endpoint)
         if errcode != 0:
             # A proxy's page might repeat what was sent, now or earlier.

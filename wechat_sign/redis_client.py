@@ -25,11 +25,8 @@ _SHARED: Final = {"ssl", "socket", "retry", "protocol", "driver"}
 
 
 def connect(settings: RedisSettings, timeout: float) -> Callable[[], Client]:
-    """Returns what makes a client. It tries everything once: what fails is left alone for a
-    while, and no page waits for a third try. One exchange takes `timeout` seconds at the most.
-
-    Raises ConfigError for a url that redis-py does not take.
-    """
+    """Returns what makes a client, which tries everything once. One exchange takes `timeout`
+    seconds at the most. Raises ConfigError for a url that redis-py does not take."""
     common, once = _options(settings, timeout)
     url = settings.url
     if url is None:
@@ -130,9 +127,8 @@ def where(client: Client, key: str) -> str:
 
 
 def explain(error: Exception) -> tuple[bool, str]:
-    """Tells whether Redis was reached and refused, and the words for it: its own or redis-py's
-    without the arguments of the failed command, "" where a reply makes no sense. Both repeat what
-    was sent or came, credentials among it."""
+    """Tells whether Redis was reached and refused, and the words for it, without the arguments of
+    the failed command; "" where a reply makes no sense, since redis-py repeats that."""
     shown = redis.ConnectionError | redis.TimeoutError | redis.ResponseError
     shown |= RedisClusterException
     if isinstance(error, redis.InvalidResponse) or not isinstance(error, shown):

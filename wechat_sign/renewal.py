@@ -31,7 +31,7 @@ from typing import Final
 from .cache import Cache
 from .credentials import Credential, Grant, WeChat
 from .errors import TOKEN_REFUSED, SigningError, Unexpected, WeChatRefused
-from .settings import GRANTED_LIFE, Settings
+from .settings import GRANTED_LIFE, RedisSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,16 @@ def decide_token(
     return held if found is None or held.usable_until > found.usable_until else found
 
 
+def credential_of(
+    grant: Grant, began: float, redis: RedisSettings, *, fresh_for: float = 0.0
+) -> Credential:
+    """What WeChat granted when it was asked at `began`."""
+    granted = min(grant.expires_in, GRANTED_LIFE)
+    life = min(redis.expire, max(granted - MARGIN, granted / 2))
+    fresh_until = began + min(fresh_for, life) if fresh_for else 0.0
+    return Credential(grant.value, began + life, began + granted, fresh_until)
+
+
 class Renewal:
     """Looks, and has WeChat renew the ticket where that is due. Plain and blocking. A class because
     it carries the connections; of what it learns it keeps nothing. For one thread at a time."""
@@ -142,8 +152,7 @@ class Renewal:
         self._is_left_behind = False
 
     def successor(self) -> Renewal:
-        """Another one, with connections of its own, for when a look with this one does not end.
-        Then this one asks WeChat no more: its token would void the other's."""
+        """Another one, with connections of its own. This one, left behind, asks WeChat no more."""
         self._is_left_behind = True
         return Renewal(self._wechat, self.cache.successor(), self.settings)
 
@@ -180,19 +189,17 @@ class Renewal:
 
     def _compared(self, known: Known) -> tuple[Known, bool]:
         """What is known after Redis was read and got back what it lost or never took, and whether
-        to ask WeChat. Another ticket that Redis has serves first; then it is the next look that
-        asks."""
+        to ask WeChat. Another ticket that Redis has serves first; then the next look asks."""
         found, now, settings = self.cache.read(), self.clock(), self.settings
         held = known.usable(now)
         ticket, ask = decide(now, held, found.ticket if found is not None else None)
         if found is not None:
-            lost = found.ticket is None
+            lost, lost_too = found.ticket is None, found.access_token is None
             if ticket is not None and (lost or not (ask or ticket.in_redis)):
-                ticket = self._offered(settings.jsapi_ticket_key, ticket, lost)
+                ticket = self._written(settings.jsapi_ticket_key, ticket, only_if_absent=lost)
             token = decide_token(now, known.access_token, found.access_token)
             if token is not None and not token.in_redis:
-                lost = found.access_token is None
-                token = self._offered(settings.access_token_key, token, lost)
+                token = self._written(settings.access_token_key, token, only_if_absent=lost_too)
             known = replace(known, access_token=token)
             ask = ask and (ticket is None or (held is not None and ticket.value == held.value))
         known = replace(known, ticket=ticket, fresh_at=now if held is None else known.fresh_at)
@@ -200,13 +207,11 @@ class Renewal:
             known = known.succeeded(now)
         return known, ask
 
-    def _offered(self, key: str, credential: Credential, lost: bool) -> Credential:
-        written = self.cache.write(key, credential, only_if_absent=lost)
-        return replace(credential, in_redis=written)
+    def _written(self, key: str, new: Credential, *, only_if_absent: bool = False) -> Credential:
+        return replace(new, in_redis=self.cache.write(key, new, only_if_absent=only_if_absent))
 
     def _asked(self, known: Known, lease_over: float) -> Known:
-        """What is known after WeChat was asked for the ticket: with the access_token that is known,
-        or a new one; where WeChat refuses it, once more with another."""
+        """What is known after WeChat was asked: twice, where it refuses the first access_token."""
         had = known.access_token
         try:
             if had is None or self.clock() >= had.expires:
@@ -217,12 +222,11 @@ class Renewal:
                 if not known.blames_the_token(refusal):
                     raise
                 known, other = self._without_token(known)
-                if other is not None:
-                    known = replace(known, access_token=other)
-                elif had is None:
+                if other is None and had is None:
                     raise
-                else:
-                    log.warning("%s; trying once more with a new access_token", refusal)
+                log.warning("%s; trying once more with another access_token", refusal)
+                known = replace(known, access_token=other)
+                if other is None:
                     known = self._with_token(known, lease_over)
             return self._with_ticket(known, lease_over)
         except SigningError as error:
@@ -232,34 +236,27 @@ class Renewal:
 
     def _without_token(self, known: Known) -> tuple[Known, Credential | None]:
         """What is known without its token, which Redis loses, too, and the one that Redis has."""
-        refused = known.access_token
-        if refused is not None:
-            self.cache.delete(self.settings.access_token_key, refused.value)
+        refused = known.access_token.value if known.access_token is not None else ""
+        self.cache.delete(self.settings.access_token_key, refused)
         found = self.cache.read()
         other = found.access_token if found is not None else None
-        same = refused is not None and other is not None and other.value == refused.value
-        return replace(known, access_token=None), None if same else other
+        is_other = other is not None and other.value != refused
+        return replace(known, access_token=None), other if is_other else None
 
     def _with_token(self, known: Known, lease_over: float) -> Known:
-        began = self.clock()
-        grant = self._wechat.fetch_access_token()
-        token = self._kept("access_token", grant, began, lease_over)
+        began, grant = self.clock(), self._wechat.fetch_access_token()
+        token = credential_of(grant, began, self.settings.redis)
+        log.info("access_token fetched from WeChat, kept for %d s", token.expires - began)
+        if self.clock() < lease_over:  # or it may be a late answer
+            token = self._written(self.settings.access_token_key, token)
         return replace(known, access_token=token)
 
     def _with_ticket(self, known: Known, lease_over: float) -> Known:
         began, token = self.clock(), known.access_token
         grant = self._wechat.fetch_jsapi_ticket(token.value if token is not None else "")
-        ticket = self._kept("jsapi_ticket", grant, began, lease_over)
+        fresh_for = self.settings.redis.fresh_for
+        ticket = credential_of(grant, began, self.settings.redis, fresh_for=fresh_for)
+        log.info("jsapi_ticket fetched from WeChat, kept for %d s", ticket.expires - began)
+        if self.clock() < lease_over:
+            ticket = self._written(self.settings.jsapi_ticket_key, ticket)
         return replace(known, ticket=ticket).succeeded(self.clock())
-
-    def _kept(self, name: str, grant: Grant, began: float, lease_over: float) -> Credential:
-        """The credential, its life counted from before WeChat was asked; written while the lock is
-        ours, and else not: it may be a late answer."""
-        redis, is_ticket = self.settings.redis, name == "jsapi_ticket"
-        granted = min(grant.expires_in, GRANTED_LIFE)
-        life = min(redis.expire, max(granted - MARGIN, granted / 2))
-        fresh_until = began + min(redis.fresh_for, life) if is_ticket else 0.0
-        new = Credential(grant.value, began + life, began + granted, fresh_until)
-        log.info("%s fetched from WeChat, kept for %d s", name, life)
-        key = self.settings.jsapi_ticket_key if is_ticket else self.settings.access_token_key
-        return replace(new, in_redis=self.clock() < lease_over and self.cache.write(key, new))

@@ -21,7 +21,7 @@ import redis
 
 from .clock import Clock
 from .credentials import Credential, is_credential
-from .redis_client import Client, connect, where
+from .redis_client import Client, connect, explain, where
 from .sentences import Sentence
 from .settings import GRANTED_LIFE, Settings
 
@@ -32,8 +32,7 @@ _LAST_BYTE: Final = 4095
 _MARKER: Final = re.compile(rb"([0-9a-f]{40}) ([0-9]{1,7})")
 """SHA-1 of the ticket, and the ms for which WeChat granted it beyond its TTL."""
 _NAMES: Final = ("access_token", "accessToken", "ticket")
-"""What other libraries call a credential in a JSON object: wechatpy, silenceper/wechat and
-node-webot write JSON."""
+"""What other libraries call a credential in a JSON object."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,9 @@ def of_a_named_key(raw: bytes | None, owner: bytes, appid: str) -> tuple[str, st
 
 class RedisStore:
     """Reads and writes an account's keys. A class because it carries the connection and what was
-    warned of. Methods raise what redis-py raises. For one thread at a time, but for `release`
-    and `close`."""
+    warned of. Methods raise what redis-py raises. For one thread at a time, but for `release`."""
+
+    explain = staticmethod(explain)
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._settings = settings
@@ -99,7 +99,7 @@ class RedisStore:
         keys = [ticket_key, token_key, settings.checked_key]
         commands = [(name, key) for key in keys for name in ("PTTL", "GETRANGE")]
         commands += [("GETRANGE", owner) for owner in settings.owner_keys.values()]
-        answers = dict(zip(commands, self._all(commands), strict=True))
+        answers = dict(zip(commands, _answers(self.client, commands), strict=True))
 
         def found(key: str) -> Credential | None:
             value = self._value(key, answers)
@@ -133,7 +133,7 @@ class RedisStore:
             self.unusable[key] = problem
         return value
 
-    def write(self, key: str, credential: Credential, *, only_if_absent: bool = False) -> bool:
+    def write(self, key: str, credential: Credential, only_if_absent: bool) -> bool:
         """Sets a credential and what belongs to it. Gives whether Redis has it now."""
         now = self._clock()
         digest, life = _digest(credential.value), int(1000 * (credential.expires - now))
@@ -155,12 +155,12 @@ class RedisStore:
         """Whether a key that the INI names holds what another program would miss."""
         if key not in self._settings.owner_keys:
             return False
-        [raw] = self._all([("GETRANGE", key)])
+        [raw] = _answers(self.client, [("GETRANGE", key)])
         return raw != b"" and not is_credential((raw or b"").decode("ascii", "replace"))
 
     def delete(self, key: str, value: str) -> bool:
         """Deletes the key if it still holds this value, and gives whether it did."""
-        [raw] = self._all([("GETRANGE", key)])
+        [raw] = _answers(self.client, [("GETRANGE", key)])
         return raw == value.encode() and bool(self.client.delete(key))
 
     def acquire(self) -> bool:
@@ -168,7 +168,7 @@ class RedisStore:
         key, lease = self._settings.lock_key, int(1000 * self._settings.lease)
         if self.client.set(key, self._lock_token, nx=True, px=lease):
             return True
-        holder, life = self._all([("GETRANGE", key), ("PTTL", key)])
+        holder, life = _answers(self.client, [("GETRANGE", key), ("PTTL", key)])
         if life == -1:
             self.client.set(key, "", px=lease)  # as all locks here have
         return bool(holder == self._lock_token.encode())  # an earlier answer may have been lost
@@ -177,21 +177,22 @@ class RedisStore:
         """Ends the lock if this process holds it, and gives whether it did."""
         return self.delete(self._settings.lock_key, self._lock_token)
 
-    def _all(self, commands: list[tuple[str, str]]) -> list[Any]:
-        """The answers; for a key that holds no string, None."""
-        # No transaction: a Redis that is out of memory refuses those, even to read.
-        with self.client.pipeline(transaction=False) as pipe:
-            for name, key in commands:
-                pipe.execute_command(name, key, *((0, _LAST_BYTE) if name == "GETRANGE" else ()))
-            answers: list[Any] = pipe.execute(raise_on_error=False)
-        for place, answer in enumerate(answers):
-            if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
-                answers[place] = None
-            elif isinstance(answer, Exception):
-                raise answer
-            elif not isinstance(answer, int if commands[place][0] == "PTTL" else bytes):
-                raise redis.InvalidResponse
-        return answers
+
+def _answers(client: Client, commands: list[tuple[str, str]]) -> list[Any]:
+    """What Redis answers; for a key that holds no string, None."""
+    # No transaction: a Redis that is out of memory refuses those, even to read.
+    with client.pipeline(transaction=False) as pipe:
+        for name, key in commands:
+            pipe.execute_command(name, key, *((0, _LAST_BYTE) if name == "GETRANGE" else ()))
+        answers: list[Any] = pipe.execute(raise_on_error=False)
+    for place, answer in enumerate(answers):
+        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+            answers[place] = None
+        elif isinstance(answer, Exception):
+            raise answer
+        elif not isinstance(answer, int if commands[place][0] == "PTTL" else bytes):
+            raise redis.InvalidResponse
+    return answers
 
 
 def _digest(value: str) -> str:
