@@ -911,7 +911,7 @@ def test_clients_that_never_read_are_closed_and_one_that_reads_slowly_is_not(
         return descriptors(running) <= before + 1  # which that of assert_signs may be
 
     eventually("those that never read are closed", closed)
-    assert most < 4 * process.SEND_BUFFER * number  # by itself the kernel lets it grow to 4 MiB each
+    assert most < 4 * process.SEND_BUFFER * number  # else up to 4 MiB each
     received.extend(b"".join(iter(lambda: slow.recv(1024 * 1024), b"")))
     assert received.count(b"HTTP/1.1 200 OK") == requests
     assert b"HTTP/1.1 404 Not Found" in received

@@ -570,7 +570,7 @@ def test_an_instance_starts_while_the_master_that_has_the_keys_hangs(
     assert running.url
     began = time.monotonic()
     assert_signs(running, wechat)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 5  # a second for the node that hangs, or two
     assert health(running)["cache"] == "unreachable"
 
 

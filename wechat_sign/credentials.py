@@ -172,14 +172,10 @@ class _Session(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
-        self.auth = _no_auth  # in place of .netrc's, which may have a `default`
+        self.auth = lambda request: request  # in place of .netrc's, which may have a `default`
 
     def get_redirect_target(self, _response: Any) -> None:
         """None: to read a body without end, and to parse any Location, is not worth a status."""
-
-
-def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
 
 
 def _cause(error: BaseException) -> str:

@@ -96,15 +96,13 @@ def decide(
 ) -> tuple[Credential | None, bool]:
     """The ticket that serves, and whether WeChat is to be asked for another.
 
-    | held (usable)        | in Redis             |                                              |
-    |----------------------|----------------------|----------------------------------------------|
-    | none                 | any                  | take it; where it is not fresh, the next     |
-    |                      |                      | look asks                                    |
-    | any                  | fresh, lasts as long | take it                                      |
-    | fresh                | none                 | keep ours; Redis gets it back                |
-    | fresh, never in Redis| another, not fresh   | keep ours; offered again                     |
-    | whatever else        |                      | ask; meanwhile the one that lasts longer     |
-    |                      |                      | serves                                       |
+    | held (usable)         | in Redis             |                                              |
+    |-----------------------|----------------------|----------------------------------------------|
+    | none                  | any                  | take it; not fresh: the next look asks       |
+    | any                   | fresh, lasts as long | take it                                      |
+    | fresh                 | none                 | keep ours; Redis gets it back                |
+    | fresh, never in Redis | another, not fresh   | keep ours; offered again                     |
+    | whatever else         |                      | ask; meanwhile what lasts longer serves      |
     """
     held, found = (one if one and now < one.usable_until else None for one in (held, found))
     if held and found and held.value == found.value:

@@ -180,11 +180,16 @@ class RedisStore:
 
 def _answers(client: Client, commands: list[tuple[str, str]]) -> list[Any]:
     """What Redis answers; for a key that holds no string, None."""
-    # No transaction: a Redis that is out of memory refuses those, even to read.
-    with client.pipeline(transaction=False) as pipe:
-        for name, key in commands:
-            pipe.execute_command(name, key, *((0, _LAST_BYTE) if name == "GETRANGE" else ()))
-        answers: list[Any] = pipe.execute(raise_on_error=False)
+    sent = [(one, key, *((0, _LAST_BYTE) if one == "GETRANGE" else ())) for one, key in commands]
+    if isinstance(client, redis.RedisCluster):
+        # Its pipeline waits for a node that hangs once for each command.
+        answers = [_answer(client, *command) for command in sent]
+    else:
+        # No transaction: a Redis that is out of memory refuses those, even to read.
+        with client.pipeline(transaction=False) as pipe:
+            for command in sent:
+                pipe.execute_command(*command)
+            answers = pipe.execute(raise_on_error=False)
     for place, answer in enumerate(answers):
         if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
             answers[place] = None
@@ -193,6 +198,13 @@ def _answers(client: Client, commands: list[tuple[str, str]]) -> list[Any]:
         elif not isinstance(answer, int if commands[place][0] == "PTTL" else bytes):
             raise redis.InvalidResponse
     return answers
+
+
+def _answer(client: Any, *command: str | int) -> Any:
+    try:
+        return client.execute_command(*command)
+    except redis.ResponseError as error:
+        return error
 
 
 def _digest(value: str) -> str:
