@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import hashlib
 import itertools
 import json
 import re
@@ -671,6 +672,11 @@ class TestPage(ServerCase):
         assert html.count(f'nonce="{match[1]}"') == html.count("nonce=") == 2
         assert self.call("/").headers["Content-Security-Policy"] != policy
         assert not self.wechat.calls
+
+    def test_the_page_loads_no_script_of_an_older_version(self) -> None:
+        script = self.call("/wechat-sign.js").body
+        version = hashlib.sha256(script).hexdigest()[:12]
+        assert f"'wechat-sign.js?{version}'" in self.call("/").body.decode()
 
     def test_the_script_may_be_loaded_from_anywhere(self) -> None:
         response = self.call("/wechat-sign.js")

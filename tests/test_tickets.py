@@ -10,12 +10,14 @@ from typing import TypeVar
 import pytest
 from harness import (
     CHECKED_KEY,
+    DUE,
     LOCK_KEY,
     TICKET_KEY,
     Fault,
     MovedClock,
     RedisServer,
     Sandbox,
+    assert_no_credential,
     tickets_for,
     until,
 )
@@ -113,6 +115,45 @@ def test_a_cancelled_caller_harms_nobody(wechat: Sandbox) -> None:
 
     running(scenario)
     assert wechat.calls["token"] == 1
+
+
+def test_no_look_starts_a_thread_nor_does_a_renewal(
+    wechat: Sandbox, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def note(thread: threading.Thread) -> None:
+        if "process_request" not in thread.name:  # the sandbox's
+            started.append(thread)
+        start(thread)
+
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, redis_server)
+        await tickets.current()
+        monkeypatch.setattr(threading.Thread, "start", note)
+        for command in (("PING",), DUE, ("PING",), DUE):  # and the thread is idle by then
+            redis_server.run(*command)
+            await tickets.refresh()
+
+    running(scenario)
+    assert started == []
+    assert wechat.calls == {"token": 1, "getticket": 3}
+
+
+def test_what_a_look_gives_shows_no_credential(wechat: Sandbox, redis_server: RedisServer) -> None:
+    """As asyncio's debug mode shows a task's result in the log."""
+
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, redis_server)
+        look = asyncio.ensure_future(tickets.refresh())
+        shown = [repr(asyncio.all_tasks())]
+        await look
+        shown += [repr(look), repr(tickets.known), repr(vars(tickets))]
+        assert_no_credential("".join(shown), wechat.issued)
+        assert tickets.known.ticket is not None
+
+    running(scenario)
 
 
 # Fresh, due a look, over.
