@@ -46,7 +46,7 @@ from wechat_sign.tickets import JsapiTickets
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
-"""Seconds before something awaited counts as never coming; nothing takes a tenth of it."""
+"""Seconds before something awaited counts as never coming."""
 PAGE = "https://h5.example.com/a%2Fb/%E4%B8%AD?x=1&y=a+b&z=%20"
 """A page's url with everything in it that is easily spoilt on the way."""
 TICKET_KEY = "wechat:wxsandbox:jsapi_ticket"
@@ -112,9 +112,9 @@ class Sandbox(sandbox.Sandbox):
         """The errcode that getticket has for one in place of its own."""
         super().__init__(**more)
         self.issued = {self.secret}
+        """Every credential there has been: what no log or answer may show."""
         self._account = {"appid": self.appid, "secret": self.secret}
         self._account["grant_type"] = "client_credential"
-        """Every credential there has been: what no log or answer may show."""
 
     def issue(self, size: int, life: float) -> Any:
         issued = super().issue(size, life)

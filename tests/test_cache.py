@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -23,8 +24,9 @@ from harness import (
 )
 
 from wechat_sign.credentials import Credential
-from wechat_sign.renewal import decide
+from wechat_sign.renewal import Known, decide, decide_token
 from wechat_sign.settings import Limits
+from wechat_sign.tickets import pause_after
 
 NOW = 1000.0
 STATES = {
@@ -65,6 +67,55 @@ def test_which_ticket_serves_and_whether_wechat_is_asked(
     theirs = credential("found", found, in_redis=True)
     serves, asks = decide(NOW, ours, theirs)
     assert (serves.value if serves else None, asks) == expected
+
+
+def test_a_fresh_one_that_redis_never_had_stays_where_redis_has_it_without_its_marker() -> None:
+    ours, theirs = credential("t", "fresh", in_redis=False), credential("t", "due", in_redis=True)
+    assert decide(NOW, ours, theirs) == (ours, False)
+
+
+OURS, THEIRS = Credential("ours", NOW + 100, NOW + 200), Credential("theirs", NOW + 100, NOW + 100)
+
+
+@pytest.mark.parametrize(
+    ("held", "found", "used"),
+    [
+        (None, None, None),
+        (None, THEIRS, THEIRS),
+        (OURS, None, OURS),
+        (OURS, THEIRS, THEIRS),  # it was written as late as ours, or later
+        (OURS, replace(THEIRS, expires=NOW + 99), OURS),
+        (replace(OURS, in_redis=True), None, None),  # it may have been refused to another instance
+        (replace(OURS, in_redis=True), replace(THEIRS, expires=NOW + 1), "found"),
+        (replace(OURS, expires=NOW), None, None),
+    ],
+)
+def test_which_access_token_is_used(
+    held: Credential | None, found: Credential | None, used: Credential | str | None
+) -> None:
+    assert decide_token(NOW, held, found) == (found if used == "found" else used)
+
+
+WELL = Known()
+QUIET = Known(quiet_until=NOW + 60)
+
+
+@pytest.mark.parametrize(
+    ("known", "pause"),
+    [
+        (WELL, 0.5),
+        (QUIET, 0.5),
+        (replace(WELL, ticket=Credential("t", NOW + 7100, NOW + 7200, NOW + 600)), 10),
+        (replace(WELL, ticket=Credential("t", NOW + 3, NOW + 103, NOW + 3)), 3),
+        (replace(WELL, ticket=Credential("t", NOW + 0.1, NOW + 100, NOW + 0.1)), 0.5),
+        (replace(WELL, ticket=Credential("t", NOW + 7100, NOW + 7200, NOW)), 0.5),
+        (replace(QUIET, ticket=Credential("t", NOW + 7100, NOW + 7200, NOW)), 10),
+        (replace(QUIET, ticket=Credential("t", NOW - 97, NOW + 3, NOW)), 3),
+        (replace(WELL, ticket=Credential("t", NOW - 100, NOW, NOW)), 0.5),
+    ],
+)
+def test_how_long_it_is_to_the_next_look(known: Known, pause: float) -> None:
+    assert pause_after(known, NOW, Limits()) == pytest.approx(pause)
 
 
 @pytest.mark.parametrize("found", LASTS)
@@ -291,6 +342,47 @@ def test_what_is_put_back_replaces_nothing_that_came_meanwhile(
     clock.advance(Limits().redis_pause)
     assert one.look() == "theirs"
     assert own_redis.run("GET", TICKET_KEY) == "theirs"
+
+
+def test_another_programs_newer_token_is_not_overwritten_by_ours(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
+) -> None:
+    own_redis.kill()
+    one = instance_for(wechat, own_redis, clock=clock)
+    one.look()
+    own_redis.start()
+    clock.advance(50)
+    newer = wechat.token_of_another_program()
+    own_redis.run("SET", TOKEN_KEY, newer, "EX", 7100)
+    one.look()
+    assert own_redis.run("GET", TOKEN_KEY) == newer
+    assert own_redis.run("GET", TICKET_KEY) == wechat.ticket
+
+
+def test_a_token_that_redis_lost_costs_another(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    one = instance_for(wechat, redis_server, clock=clock)
+    one.look()
+    redis_server.run("FLUSHALL")
+    one.look()
+    redis_server.run("DEL", CHECKED_KEY)
+    one.look()
+    assert wechat.calls == {"token": 2, "getticket": 2}
+
+
+def test_a_right_that_is_missing_for_one_key_is_warned_of_once(
+    wechat: Sandbox, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis_server.run("ACL", "SETUSER", "reader", "on", ">s3cr3t", "+@all")
+    redis_server.run("ACL", "SETUSER", "reader", "~wechat:wxsandbox:*", "%R~wx:*")
+    caplog.set_level(logging.INFO)
+    one = instance_for(wechat, redis_server, username="reader", password="s3cr3t", **NAMED)
+    one.looks(5)
+    redis_server.run("ACL", "DELUSER", "reader")
+    assert one.state == "failing"
+    assert caplog.text.count("writing to Redis at") == 1
+    assert "works again" not in caplog.text
 
 
 def test_a_wrong_password_is_warned_of_without_showing_it(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness import PATIENCE, Fault, Sandbox, assert_no_credential, free_port
 
-from wechat_sign.credentials import WeChat, is_credential
+from wechat_sign.credentials import Grant, WeChat, is_credential
 from wechat_sign.errors import SigningError, WeChatRefused, WeChatUnreachable
 from wechat_sign.settings import WeChatSettings
 
@@ -50,47 +50,98 @@ def test_a_wrong_token_is_refused(wechat: Sandbox) -> None:
     assert (caught.value.errcode, caught.value.endpoint) == (40001, "getticket")
 
 
-@pytest.mark.parametrize(
-    ("fault", "cause"),
-    [
-        (Fault(status=502, body=b"<html>Bad Gateway</html>"), "HTTP 502"),
-        (Fault(status=302, body=b""), "HTTP 302"),
-        (Fault(body=b"<html>portal</html>"), "not JSON"),
-        (Fault(body=b'{"ticket": "t", "expi'), "not JSON"),
-        (Fault(body=b"\xff\xfe{"), "not JSON"),
-        (Fault(body=b"[" * 8000), "not JSON"),
-        (Fault(body=b""), "not JSON"),
-        (Fault(body=b"[1]"), "not a JSON object"),
-        (Fault(body=b"null"), "not a JSON object"),
-        (Fault(body=b'{"errcode": "40001"}'), "errcode is no number"),
-        (Fault(body=b'{"expires_in": 7200}'), "no ticket"),
-        (Fault(body=b'{"ticket": "", "expires_in": 7200}'), "no ticket"),
-        (Fault(body=b'{"ticket": "undefined", "expires_in": 7200}'), "no ticket"),
-        (Fault(body=b'{"ticket": "a b", "expires_in": 7200}'), "no ticket"),
-        (Fault(body=b'{"ticket": 7, "expires_in": 7200}'), "no ticket"),
-        (Fault(body=b'{"ticket": "t"}'), "expires_in"),
-        (Fault(body=b'{"ticket": "t\xc3\xa4", "expires_in": 7200}'), "no ticket"),
-        (Fault(body=b'{"ticket": "%b", "expires_in": 7200}' % (b"t" * 1025)), "no ticket"),
-        (Fault(body=b'{"errcode": true}'), "errcode is no number"),
-        (Fault(body=b'{"errcode": 1%b}' % (b"0" * 4000)), "errcode is no number"),
-        (Fault(body=b'{"ticket": "t", "expires_in": 0}'), "expires_in"),
-        (Fault(body=b'{"ticket": "t", "expires_in": 59}'), "expires_in"),
-        (Fault(body=b'{"ticket": "t", "expires_in": -1}'), "expires_in"),
-        (Fault(body=b'{"ticket": "t", "expires_in": "7200 s"}'), "expires_in"),
-        (Fault(body=b'{"ticket": "t", "expires_in": true}'), "expires_in"),
-        (Fault(body=b'{"ticket": "t", "expires_in": NaN}'), "expires_in"),
-        (Fault(body=b'{"ticket": "t", "expires_in": 1e999}'), "expires_in"),
-        (Fault(body=b'"' + b"x" * 9000 + b'"'), "ContentDecodingError"),
-        (Fault(hang_up=True), "RemoteDisconnected"),
-        (Fault(delay=1), "ReadTimeout"),
-    ],
-)
-def test_what_is_not_wechats_answer_is_no_credential(
-    wechat: Sandbox, fault: Fault, cause: str
+def granting(expires_in: str, ticket: str = '"t"') -> Fault:
+    return Fault(body=f'{{"ticket": {ticket}, "expires_in": {expires_in}}}'.encode())
+
+
+NO_TICKET = "it has no ticket in it"
+NO_EXPIRY = "its expires_in is no number of seconds, 60 or more"
+NO_ERRCODE = "its errcode is no number"
+NO_ANSWERS = [
+    (Fault(status=502, body=b"<html>Bad Gateway</html>"), "HTTPError (HTTP 502)"),
+    (Fault(status=302, body=b""), "HTTPError (HTTP 302)"),
+    (Fault(body=b"<html>portal</html>"), "it is not JSON"),
+    (Fault(body=b'{"ticket": "t", "expi'), "it is not JSON"),
+    (Fault(body=b"\xff\xfe{"), "it is not JSON"),
+    (Fault(body=b"[" * 8000), "it is not JSON"),
+    (Fault(body=b""), "it is not JSON"),
+    (Fault(body=b"[1]"), "it is not a JSON object"),
+    (Fault(body=b"null"), "it is not a JSON object"),
+    (Fault(body=b'{"errcode": "40001"}'), NO_ERRCODE),
+    (Fault(body=b'{"errcode": true}'), NO_ERRCODE),
+    (Fault(body=b'{"errcode": 1%b}' % (b"0" * 4000)), NO_ERRCODE),
+    (Fault(body=b'{"errcode": 1000000001}'), NO_ERRCODE),
+    (Fault(body=b'{"errcode": -1000000001}'), NO_ERRCODE),
+    (Fault(body=b'{"expires_in": 7200}'), NO_TICKET),
+    (granting("7200", '""'), NO_TICKET),
+    (granting("7200", '"undefined"'), NO_TICKET),
+    (granting("7200", '"a b"'), NO_TICKET),
+    (granting("7200", "7"), NO_TICKET),
+    (granting("7200", '"t\u00e4"'), NO_TICKET),
+    (granting("7200", f'"{"t" * 1025}"'), NO_TICKET),
+    (Fault(body=b'{"ticket": "t"}'), NO_EXPIRY),
+    (granting("0"), NO_EXPIRY),
+    (granting("59"), NO_EXPIRY),
+    (granting("59.9"), NO_EXPIRY),
+    (granting("-1"), NO_EXPIRY),
+    (granting('"7200 s"'), NO_EXPIRY),
+    (granting('"1234567890"'), NO_EXPIRY),
+    (granting("true"), NO_EXPIRY),
+    (granting("NaN"), NO_EXPIRY),
+    (granting("1e999"), NO_EXPIRY),
+    (Fault(body=b'{"ticket": "t", "expires_in": 60}'.ljust(8193)), "ContentDecodingError"),
+    (Fault(hang_up=True), "ConnectionError/RemoteDisconnected"),
+    (Fault(delay=1), "ReadTimeout/TimeoutError"),
+]
+
+
+def test_what_is_not_wechats_answer_is_no_credential(wechat: Sandbox) -> None:
+    for fault, cause in NO_ANSWERS:
+        wechat.faults["getticket"] = fault
+        with pytest.raises(WeChatUnreachable) as caught:
+            client(wechat, timeout=0.2 if fault.delay else PATIENCE).fetch_jsapi_ticket("a-token")
+        told = caught.value.what.removeprefix("no usable answer from WeChat to getticket: ")
+        assert told == cause, fault
+
+
+def test_what_is_just_an_answer_is_taken(wechat: Sandbox) -> None:
+    for fault, expires_in in (
+        (granting("60"), 60),
+        (granting('"7200"'), 7200),
+        (granting('"000000060"'), 60),
+        (granting("7200.5"), 7200.5),
+        (granting("1e9"), 1e9),
+        (Fault(body=b'{"ticket": "t", "expires_in": 60}'.ljust(8192)), 60),
+    ):
+        wechat.faults["getticket"] = fault
+        assert client(wechat).fetch_jsapi_ticket("a-token") == Grant("t", expires_in), fault
+    for errcode in (10**9, -(10**9)):
+        wechat.faults["getticket"] = Fault(errcode=errcode)
+        with pytest.raises(WeChatRefused, match=f"errcode {errcode} "):
+            client(wechat).fetch_jsapi_ticket("a-token")
+
+
+def test_wechat_is_sent_what_its_manual_says(
+    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wechat.faults["getticket"] = fault
-    with pytest.raises(WeChatUnreachable, match=cause):
-        client(wechat, timeout=0.2 if fault.delay else PATIENCE).fetch_jsapi_ticket("a-token")
+    sent: list[Any] = []
+    respond = wechat.respond
+
+    def note(*given: Any) -> tuple[int, bytes]:
+        sent.append(given)
+        return respond(*given)
+
+    monkeypatch.setattr(wechat, "respond", note)
+    token = client(wechat).fetch_access_token().value
+    client(wechat).fetch_jsapi_ticket(token)
+    client(wechat, token_api="stable_token").fetch_access_token()
+    account = {"appid": wechat.appid, "secret": wechat.secret}
+    account["grant_type"] = "client_credential"
+    assert sent == [
+        ("token", "GET", account),
+        ("getticket", "GET", {"access_token": token, "type": "jsapi"}),
+        ("stable_token", "POST", account),
+    ]
 
 
 def test_the_cause_is_named_down_to_the_bottom(wechat: Sandbox) -> None:
@@ -139,10 +190,22 @@ def test_a_message_that_repeats_the_request_is_redacted(wechat: Sandbox) -> None
     assert caught.value.errmsg == "bad request secret=***"
 
 
-@pytest.mark.parametrize(
-    "value",
-    [None, 1, "", " ", "a b", "a\n", "中", "undefined", "NULL", "a&b", "a%20", "a\x85", "a" * 1025],
-)
-def test_what_is_no_credential(value: object) -> None:
-    assert not is_credential(value)
-    assert is_credential("sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl")
+def test_what_is_a_credential_and_what_is_none() -> None:
+    nothings: list[object] = ["undefined", "NULL", "None", "nil", "False"]
+    for value in [
+        None,
+        1,
+        *nothings,
+        "",
+        " ",
+        "a b",
+        "a\n",
+        "中",
+        "a&b",
+        "a%20",
+        "a\x85",
+        "a" * 1025,
+    ]:
+        assert not is_credential(value), value
+    for value in ("sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl.", "a" * 1024):
+        assert is_credential(value), value

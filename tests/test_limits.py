@@ -75,7 +75,7 @@ def test_every_limit_has_its_value() -> None:
         (DOCSTRING, "1 to 60 back-off after what may pass"),
         (DOCSTRING, "1 to 600 back-off where WeChat refuses a token"),
         (DOCSTRING, "60 to 600 back-off after what a person must mend"),
-        (DOCSTRING, "10 a call to WeChat: `timeout` to connect, and to answer"),
+        (DOCSTRING, "10 a call to WeChat, if its answer does not drip: `timeout` to connect"),
         (DOCSTRING, "13 the lock's lease"),
         (DOCSTRING, "39 a look, and the wait for another instance's: three calls"),
         (DOCSTRING, "Every 10 s the server looks"),

@@ -27,8 +27,8 @@ class Cache:
     """The account's keys in Redis, shared with other instances. Raises ConfigError for a url that
     redis-py does not take.
 
-    A class because it carries the connection, and what is wrong with it. Only `release_lock` and
-    `close` are for any thread."""
+    A class because it carries the connection, and what is wrong with it. `release_lock`, `close`
+    and what is only read are for any thread, the rest for one at a time."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
@@ -39,14 +39,15 @@ class Cache:
 
             self._store = store.RedisStore(settings, self.clock)
         self._left_alone_until = -math.inf
-        self._asking = False
+        self._attempting = False
         self._trouble: dict[str, str] = {}
+        self._write_failed = False
 
     def successor(self) -> Cache:
         """Another one, with connections of its own, for when a look with this one does not end."""
         other = Cache(self._settings, self.clock)
-        other._trouble = self._trouble
-        if self._asking:  # that is what does not end
+        other._trouble = dict(self._trouble)
+        if self._attempting:  # that is what does not end
             other._unreachable("timeout: a look at Redis does not end")
         return other
 
@@ -73,10 +74,7 @@ class Cache:
 
     def read(self) -> Found | None:
         """What Redis has; None where it can't be read."""
-        found: Found | None = self.ask(READING, lambda store: store.read(), None)
-        if WRITING in self._trouble and READING not in self._trouble:
-            with self.lock():  # all kinds of writing are in it
-                pass
+        found: Found | None = self.attempt(READING, lambda store: store.read(), None)
         return found
 
     def write(self, key: str, credential: Credential, *, only_if_absent: bool = False) -> bool:
@@ -85,18 +83,18 @@ class Cache:
         def call(store: RedisStore) -> bool:
             return store.write(key, credential, only_if_absent)
 
-        return bool(self.ask(WRITING, call, False, sent=credential.value))
+        return bool(self.attempt(WRITING, call, False, sent=credential.value))
 
     def delete(self, key: str, value: str) -> None:
         """Deletes the credential where it is still there."""
-        self.ask(WRITING, lambda store: store.delete(key, value), False)
+        self.attempt(WRITING, lambda store: store.delete(key, value), False)
 
     @contextmanager
     def lock(self) -> Iterator[float | None]:
-        """Gives until when this instance is the one that asks WeChat and writes; None where it is
-        another. Where Redis can't be asked that is now: WeChat may be, but nothing is written."""
+        """Gives until when this instance may ask WeChat and write; None where another has the lock.
+        Without Redis that is now: it may ask, and write nothing."""
         began = self.clock()
-        mine = self.ask(WRITING, lambda store: store.acquire(), None)
+        mine = self.attempt(WRITING, lambda store: store.acquire(), None)
         try:
             yield began if mine is None else began + self._settings.lease if mine else None
         finally:
@@ -105,15 +103,24 @@ class Cache:
 
     def release_lock(self) -> None:
         """Ends the lock where this process has it; from any thread, for a stop in mid-call."""
-        if self.ask(WRITING, lambda store: store.release(), False):
-            self._works(WRITING)
+        self.attempt(WRITING, lambda store: store.release(), False)
 
-    def ask(self, what: str, call: Call, otherwise: Any, *, sent: str = "") -> Any:
+    def settle(self) -> None:
+        """Ends a look: where no write failed in it, the lock is taken and ended, to see whether all
+        kinds of writing work again."""
+        if WRITING in self._trouble and not self._write_failed:
+            with self.lock():
+                pass
+            if not self._write_failed:
+                self._works(WRITING)
+        self._write_failed = False
+
+    def attempt(self, what: str, call: Call, otherwise: Any, *, sent: str = "") -> Any:
         """What the call gives, or `otherwise`. Logs when trouble begins and when it ends, without
         what was `sent`, which Redis or a proxy may repeat."""
         if self._store is None or self.clock() < self._left_alone_until:
             return otherwise
-        self._asking = True
+        self._attempting = True
         try:
             result = call(self._store)
         except Exception as error:  # also what redis-py raises for a reply that makes no sense
@@ -123,7 +130,7 @@ class Cache:
             self._fails(what, cause) if reached else self._unreachable(cause)
             return otherwise
         finally:
-            self._asking = False
+            self._attempting = False
         self._works(REACHING)
         if what == READING:  # one kind of writing tells nothing of the others
             self._works(READING)
@@ -139,6 +146,7 @@ class Cache:
             text = "%s at %s fails, going on without: %s. What to do: %s"
             log.warning(text, what, place, cause, advice)
         self._trouble[what] = cause
+        self._write_failed = self._write_failed or what == WRITING
 
     def _works(self, what: str) -> None:
         if self._trouble.pop(what, ""):

@@ -95,7 +95,7 @@ def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
         return Finding("Redis", True, say(text))
     if cache.trouble:
         return Finding("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
-    for key, problem in cache.ask(READING, lambda store: store.unusable, {}).items():
+    for key, problem in cache.attempt(READING, lambda store: store.unusable, {}).items():
         text = say("the key {key} {problem}", key=key, problem=problem)
         return Finding("Redis", False, text, redis_advice(problem))
     if url is not None and url.kind == "sentinel":
@@ -108,7 +108,7 @@ def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
 
 def _where(cache: Cache) -> str:
     """Host and port of the Redis that has the credentials, where that is to be found out."""
-    return str(cache.ask(READING, lambda store: store.where(), ""))
+    return str(cache.attempt(READING, lambda store: store.where(), ""))
 
 
 def _lock(cache: Cache) -> str:

@@ -56,7 +56,7 @@ class Credential:
     """A token or a ticket, three moments on the clock, and whether Redis has it.
 
     The cache lets it go when it `expires`; WeChat granted it until `usable_until`, which is the
-    same where nothing more is known. Until `fresh_until` nobody need ask WeChat whether it is
+    same where nothing more is known. Until `fresh_until` WeChat need not be asked whether it is
     still the one.
     """
 

@@ -2,9 +2,9 @@
 
 Every 10 s the server looks at what Redis has and compares it with what it holds. If Redis's ticket
 is fresh, that one serves; if Redis has none, it gets ours back; if nobody asked WeChat for 10
-minutes, one instance, which has the lock, asks, while all others serve what they hold. Who holds
-nothing waits for that one. Whatever goes wrong, the ticket that lasts longest serves, and WeChat is
-left alone for a pause that doubles. A look that does not end is left behind, and the next one
+minutes, one instance, which has the lock, asks, while all others serve what they hold. An instance
+without a ticket waits for it. Whatever goes wrong, the ticket that lasts longest serves, and WeChat
+is left alone for a pause that doubles. A look that does not end is left behind, and the next one
 starts with new connections.
 
 What ends when, in seconds, by default:
@@ -16,7 +16,7 @@ What ends when, in seconds, by default:
     1 to 60      back-off after what may pass, doubling
     1 to 600     back-off where WeChat refuses a token that it has just granted
     60 to 600    back-off after what a person must mend, doubling
-    10           a call to WeChat: `timeout` to connect, and to answer
+    10           a call to WeChat, if its answer does not drip: `timeout` to connect, and to answer
     13           the lock's lease: one call, and 3
     39           a look, and the wait for another instance's: three calls
 """
@@ -56,13 +56,13 @@ class Known:
     error: SigningError | None = None
     """What last went wrong with WeChat, if nothing has gone right since."""
     pause: float = 0.0
-    """Seconds that the last pause took, or takes."""
+    """Seconds, the length of the last pause."""
     quiet_until: float = -math.inf
     """Until when WeChat is left alone."""
     in_a_row: int = 0
     """How often the error came, one time after the other."""
     fresh_at: float = -math.inf
-    """When the ticket was last seen to be fresh, or came where it never was."""
+    """When the ticket was last seen fresh; if never, when it came."""
 
     def usable(self, now: float) -> Credential | None:
         """The ticket, if pages may be signed with it."""
@@ -85,7 +85,8 @@ class Known:
         return Known(self.ticket, self.access_token, fresh_at=now)
 
     def blames_the_token(self, refusal: WeChatRefused) -> bool:
-        """Whether another access_token may help; of busyness, at the second time in a row."""
+        """Whether another access_token may help. Of busyness at its second time in a row, and then
+        no more: each would cost a token."""
         if refusal.errcode != BUSY_FOR_A_DEAD_TOKEN:
             return refusal.errcode in TOKEN_REFUSED
         return getattr(self.error, "errcode", 0) == refusal.errcode and self.in_a_row == 1
@@ -101,7 +102,7 @@ def decide(
     | none                  | any                  | take it; not fresh: the next look asks       |
     | any                   | fresh, lasts as long | take it                                      |
     | fresh                 | none                 | keep ours; Redis gets it back                |
-    | fresh, never in Redis | another, not fresh   | keep ours; offered again                     |
+    | fresh, never in Redis | not fresh            | keep ours; offered again                     |
     | whatever else         |                      | ask; meanwhile what lasts longer serves      |
     """
     held, found = (one if one and now < one.usable_until else None for one in (held, found))
@@ -122,10 +123,10 @@ def decide_token(
     now: float, held: Credential | None, found: Credential | None
 ) -> Credential | None:
     """The access_token to ask with: Redis's, or ours where Redis never had it and it lasts longer.
-    One that Redis had and has no more was refused to another instance."""
+    One that Redis had and has no more may have been refused to another instance."""
     if held is None or held.in_redis or now >= held.expires:
         return found
-    return held if found is None or held.usable_until > found.usable_until else found
+    return held if found is None or held.expires > found.expires else found
 
 
 def credential_of(
@@ -139,8 +140,8 @@ def credential_of(
 
 
 class Renewal:
-    """Looks, and has WeChat renew the ticket where that is due. Plain and blocking. A class because
-    it carries the connections; of what it learns it keeps nothing. For one thread at a time."""
+    """Looks at Redis, and asks WeChat where the ticket is due. It blocks. A class because it
+    carries the connections; what is known is the caller's. For one thread at a time."""
 
     def __init__(self, wechat: WeChat, cache: Cache, settings: Settings) -> None:
         self._wechat = wechat
@@ -158,8 +159,10 @@ class Renewal:
         """What is known after a look. Raises nothing."""
         try:
             if isinstance(known.error, Unexpected) and self.clock() < known.quiet_until:
-                return known
-            return self._look_up(known)
+                return known  # Redis is left alone, too: the fault may be in reading it
+            looked = self._look_up(known)
+            self.cache.settle()
+            return looked
         except Exception as error:
             failure = Unexpected(error)
             log.error("looking for the ticket failed: %s", failure)
@@ -186,8 +189,8 @@ class Renewal:
         return known
 
     def _compared(self, known: Known) -> tuple[Known, bool]:
-        """What is known after Redis was read and got back what it lost or never took, and whether
-        to ask WeChat. Another ticket that Redis has serves first; then the next look asks."""
+        """Reads Redis and puts back what it lost or never took. Gives what is known then, and
+        whether to ask WeChat."""
         found, now, settings = self.cache.read(), self.clock(), self.settings
         held = known.usable(now)
         ticket, ask = decide(now, held, found.ticket if found is not None else None)
@@ -199,6 +202,7 @@ class Renewal:
             if token is not None and not token.in_redis:
                 token = self._written(settings.access_token_key, token, only_if_absent=lost_too)
             known = replace(known, access_token=token)
+            # Another ticket that Redis has serves first; then the next look asks.
             ask = ask and (ticket is None or (held is not None and ticket.value == held.value))
         known = replace(known, ticket=ticket, fresh_at=now if held is None else known.fresh_at)
         if ticket is not None and now < ticket.fresh_until and not ask:
@@ -210,17 +214,17 @@ class Renewal:
 
     def _asked(self, known: Known, lease_over: float) -> Known:
         """What is known after WeChat was asked: twice, where it refuses the first access_token."""
-        had = known.access_token
+        token, just_fetched = known.access_token, False
         try:
-            if had is None or self.clock() >= had.expires:
-                had, known = None, self._with_token(known, lease_over)
+            if token is None or self.clock() >= token.expires:
+                known, just_fetched = self._with_token(known, lease_over), True
             try:
                 return self._with_ticket(known, lease_over)
             except WeChatRefused as refusal:
                 if not known.blames_the_token(refusal):
                     raise
                 known, other = self._without_token(known)
-                if other is None and had is None:
+                if other is None and just_fetched:
                     raise
                 log.warning("%s; trying once more with another access_token", refusal)
                 known = replace(known, access_token=other)
@@ -233,12 +237,15 @@ class Renewal:
             return known.failed(error, self.clock())
 
     def _without_token(self, known: Known) -> tuple[Known, Credential | None]:
-        """What is known without its token, which Redis loses, too, and the one that Redis has."""
-        refused = known.access_token.value if known.access_token is not None else ""
-        self.cache.delete(self.settings.access_token_key, refused)
+        """Deletes the token here and in Redis. Gives the rest, and the token that Redis has if that
+        is another one by now."""
+        refused = known.access_token
+        if refused is None:
+            return known, None
+        self.cache.delete(self.settings.access_token_key, refused.value)
         found = self.cache.read()
         other = found.access_token if found is not None else None
-        is_other = other is not None and other.value != refused
+        is_other = other is not None and other.value != refused.value
         return replace(known, access_token=None), other if is_other else None
 
     def _with_token(self, known: Known, lease_over: float) -> Known:

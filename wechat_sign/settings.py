@@ -285,13 +285,13 @@ class Limits:
     look_interval: float = 10.0
     """The ticket held serves this long without a look at the cache."""
     look_soon: float = 0.5
-    """The same while there is none, or a first one of unknown age, or one that expired."""
+    """The same while there is none, or it is due and WeChat may be asked."""
     redis_timeout: float = 1.0
     """One exchange with Redis."""
     redis_pause: float = 2.0
     """An unreachable Redis is left alone this long."""
     lease_margin: float = 3.0
-    """The lock's lease outlasts the longest call to WeChat by this."""
+    """The lock's lease outlasts a call to WeChat by this."""
     undated_life: float = 60.0
     """A credential without an expiry is used this long after it was last seen in Redis."""
     lock_wait: float = 0.2
@@ -354,8 +354,8 @@ class Settings:
 
     @property
     def lease(self) -> float:
-        """Seconds after which the lock expires by itself: longer than one call to WeChat can
-        take, which has `timeout` to connect and again to answer."""
+        """Seconds after which the lock ends by itself: one call to WeChat, which has `timeout` to
+        connect and again to answer, and a margin. What comes later is not written."""
         return 2 * self.wechat.timeout + self.limits.lease_margin
 
 
@@ -406,7 +406,7 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(say(same))
     if given.url and given.host:
         problems.append(say("[redis] url (or REDIS_URL) and host are both given; keep one"))
-    elif given.url and (given.port, given.db, given.tls) != (6379, 0, False):
+    if given.url and (given.port, given.db, given.tls) != (6379, 0, False):
         problems.append(
             say("[redis] port, db and tls go with host; with url they are part of that")
         )

@@ -71,7 +71,7 @@ class RedisStore:
     """Reads and writes an account's keys. A class because it carries the connection and what was
     warned of. Methods raise what redis-py raises. For one thread at a time, but for `release`."""
 
-    explain = staticmethod(explain)
+    explain = staticmethod(explain)  # for Cache, which imports no redis
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self._settings = settings
@@ -84,6 +84,7 @@ class RedisStore:
 
     @property
     def client(self) -> Client:
+        """Connects at its first use."""
         if self._client is None:
             self._client = self._connect()
         return self._client
@@ -146,6 +147,7 @@ class RedisStore:
         if written and owner_key is not None:
             self.client.set(owner_key, f"{self._settings.wechat.appid} {digest}", px=life)
         fresh_for = int(1000 * (credential.fresh_until - now))
+        # Under another program's key nothing is written, but its ticket was confirmed all the same.
         if fresh_for > 0 and (written or not only_if_absent):
             beyond = round(1000 * (credential.usable_until - credential.expires))
             self.client.set(self._settings.checked_key, f"{digest} {beyond}", px=fresh_for)

@@ -41,6 +41,7 @@ class JsapiTickets:
         self.clock = renewal.clock
         self._limits = renewal.settings.limits
         self._longest = CALLS * renewal.settings.lease
+        # One for each look that is left behind, and one to close its connections.
         self._threads = ThreadPoolExecutor(2 * self._limits.left_behind, "look")
         self._left_behind: set[asyncio.Future[Known]] = set()
         self.known = Known()
