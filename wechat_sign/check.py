@@ -12,6 +12,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 from unicodedata import east_asian_width
 
 from .cache import READING, Cache
@@ -100,15 +101,23 @@ def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
         return Finding("Redis", False, text, redis_advice(problem))
     if url is not None and url.kind == "sentinel":
         sentinel = "Sentinel {service}, primary {where},"
-        place = say(sentinel, service=url.service, where=_where(cache))
+        place = say(sentinel, service=url.service, where=_where(settings, cache))
     elif url is not None and url.kind == "cluster":
-        place = say("Cluster, the keys on {where},", where=_where(cache))
+        place = say("Cluster, the keys on {where},", where=_where(settings, cache))
     return Finding("Redis", True, f"{place} {how}")
 
 
-def _where(cache: Cache) -> str:
-    """Host and port of the Redis that has the credentials, where that is to be found out."""
-    return str(cache.attempt(READING, lambda store: store.where(), ""))
+def _where(settings: Settings, cache: Cache) -> str:
+    """Host and port of the node of a Sentinel set or a Cluster that has the credentials."""
+
+    def host_and_port(store: Any) -> str:
+        client = store.client
+        if hasattr(client, "get_node_from_key"):
+            node = client.get_node_from_key(settings.jsapi_ticket_key)
+            return f"{node.host}:{node.port}"
+        return "{}:{}".format(*client.connection_pool.get_master_address())
+
+    return str(cache.attempt(READING, host_and_port, ""))
 
 
 def _lock(cache: Cache) -> str:

@@ -115,17 +115,6 @@ def _cluster(
     return cluster
 
 
-def where(client: Client, key: str) -> str:
-    """Host and port of the node that has the key; "" for the one that the settings name."""
-    if isinstance(client, redis.RedisCluster):
-        node: Any = client.get_node_from_key(key)
-        return f"{node.host}:{node.port}"
-    pool: Any = client.connection_pool
-    if isinstance(pool, redis.sentinel.SentinelConnectionPool):
-        return "{}:{}".format(*pool.get_master_address())
-    return ""
-
-
 def explain(error: Exception) -> tuple[bool, str]:
     """Tells whether Redis was reached and refused, and the words for it, without the arguments of
     the failed command; "" where a reply makes no sense, since redis-py repeats that."""

@@ -21,7 +21,7 @@ import redis
 
 from .clock import Clock
 from .credentials import Credential, is_credential
-from .redis_client import Client, connect, explain, where
+from .redis_client import Client, connect, explain
 from .sentences import Sentence
 from .settings import GRANTED_LIFE, Settings
 
@@ -88,10 +88,6 @@ class RedisStore:
         if self._client is None:
             self._client = self._connect()
         return self._client
-
-    def where(self) -> str:
-        """Host and port of the node that has the keys; "" for the one that the settings name."""
-        return where(self.client, self._settings.jsapi_ticket_key)
 
     def read(self) -> Found:
         """Both credentials; None for what is none, or is another account's."""
