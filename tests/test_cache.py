@@ -56,7 +56,7 @@ def test_which_ticket_serves_and_whether_wechat_is_asked(
     is_fresh, comes_fresh = "fresh" in held, "fresh" in found
     if not usable:
         expected = ("found" if there else None, not there)
-    elif comes_fresh and LASTS[found] >= LASTS[held]:
+    elif comes_fresh and (LASTS[found] >= LASTS[held] or not is_fresh):
         expected = ("found", False)
     elif is_fresh and (not there or (not comes_fresh and not was_in_redis)):
         expected = ("held", False)
@@ -162,13 +162,25 @@ def test_another_instance_reads_value_life_and_freshness(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
     redis_server.run("SET", TICKET_KEY, "t", "EX", 1000)
-    redis_server.run("SET", CHECKED_KEY, marker("t", beyond=70_000), "EX", 100)
+    redis_server.run("SET", CHECKED_KEY, marker("t", beyond=970_000), "EX", 100)
     one = instance_for(wechat, redis_server, clock=clock)
     assert one.look() == "t"
     assert 999 < one.ticket.expires - clock.now <= 1000
-    assert one.ticket.usable_until == one.ticket.expires + 70
+    assert 1069 < one.ticket.usable_until - clock.now <= 1070
     assert 99 < one.ticket.fresh_until - clock.now <= 100
     assert one.ticket.in_redis
+
+
+def test_a_marker_that_another_wrote_lengthens_no_life(
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+) -> None:
+    """As where another program writes the same ticket anew beside the marker of an instance that
+    keeps it for less."""
+    instance_for(wechat, redis_server, clock=clock, expire=1800).look()
+    redis_server.run("SET", TICKET_KEY, wechat.ticket, "EX", 7100)
+    one = instance_for(wechat, redis_server, clock=clock)
+    one.look()
+    assert one.ticket.usable_until <= clock.now + 7200
 
 
 @pytest.mark.parametrize("life", [0, 99999])
@@ -279,6 +291,19 @@ def test_under_its_own_keys_whatever_is_no_credential_is_replaced(
     assert instance_for(wechat, redis_server, **(NAMED if named else {})).looks(2) == wechat.ticket
     assert redis_server.run("GET", keys[1]) == wechat.ticket
     assert redis_server.run("GET", keys[0]) in wechat.issued
+
+
+@pytest.mark.parametrize("garbage", [("SET", ""), ("SET", "{}"), ("RPUSH", "x")])
+def test_what_is_held_replaces_garbage_under_its_own_key(
+    wechat: Sandbox, redis_server: RedisServer, garbage: tuple[str, str]
+) -> None:
+    one = instance_for(wechat, redis_server)
+    one.look()
+    redis_server.run("DEL", TICKET_KEY)
+    redis_server.run(garbage[0], TICKET_KEY, garbage[1])
+    one.look()
+    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
+    assert wechat.calls == {"token": 1, "getticket": 1}
 
 
 # What Redis lost, or did not take.
@@ -451,7 +476,10 @@ def test_a_lock_that_was_got_without_knowing_it_is_ones_own(
     eventually("Redis did it after all", lambda: own_redis.run("EXISTS", LOCK_KEY))
     assert not is_free(instance_for(wechat, own_redis))
     clock.advance(Limits().redis_pause)
-    assert is_free(one)
+    own_redis.run("PEXPIRE", LOCK_KEY, 5000)
+    with one.lock() as lease_over:
+        assert lease_over is not None
+        assert 0 < lease_over - clock.now <= 5  # what is left of it
     assert not own_redis.run("EXISTS", LOCK_KEY)
 
 

@@ -590,3 +590,17 @@ def test_a_stop_waits_for_the_refresh_in_flight_but_not_for_ever(wechat: Sandbox
         assert tickets.held() == wechat.ticket
 
     running(scenario)
+
+
+def test_after_the_stop_no_look_begins(
+    wechat: Sandbox, clock: MovedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        tickets = tickets_for(wechat, clock=clock)
+        ticket = await tickets.current()
+        await tickets.close(timeout=10)
+        clock.advance(LOOK_INTERVAL)
+        assert await served(tickets) == (ticket, False)
+
+    running(scenario)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .clock import Clock, SystemClock
 from .credentials import Credential
-from .errors import redis_advice
+from .errors import ConfigError, redis_advice
 from .logs import printable, redacted
 from .settings import Settings
 
@@ -45,11 +45,19 @@ class Cache:
 
     def successor(self) -> Cache:
         """Another one, with connections of its own, for when a look with this one does not end."""
-        other = Cache(self._settings, self.clock)
+        try:
+            other = Cache(self._settings, self.clock)
+        except ConfigError:  # a file that the url names is gone since the start
+            return self
         other._trouble = dict(self._trouble)
         if self._attempting:  # that is what does not end
             other._unreachable("timeout: a look at Redis does not end")
         return other
+
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether Redis is not asked just now."""
+        return self.clock() < self._left_alone_until
 
     def close(self) -> None:
         """Closes the connections, so that what another thread waits for ends."""
@@ -94,11 +102,11 @@ class Cache:
         """Gives until when this instance may ask WeChat and write; None where another has the lock.
         Without Redis that is now: it may ask, and write nothing."""
         began = self.clock()
-        mine = self.attempt(WRITING, lambda store: store.acquire(), None)
+        lease = self.attempt(WRITING, lambda store: store.acquire(), None)
         try:
-            yield began if mine is None else began + self._settings.lease if mine else None
+            yield None if lease == 0 else began + (lease or 0.0)
         finally:
-            if mine:
+            if lease:
                 self.release_lock()
 
     def release_lock(self) -> None:
@@ -118,7 +126,7 @@ class Cache:
     def attempt(self, what: str, call: Call, otherwise: Any, *, sent: str = "") -> Any:
         """What the call gives, or `otherwise`. Logs when trouble begins and when it ends, without
         what was `sent`, which Redis or a proxy may repeat."""
-        if self._store is None or self.clock() < self._left_alone_until:
+        if self._store is None or self.is_left_alone:
             return otherwise
         self._attempting = True
         try:

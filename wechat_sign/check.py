@@ -6,13 +6,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from unicodedata import east_asian_width
 
 from .cache import READING, Cache
@@ -25,6 +25,10 @@ from .sentences import said, say
 from .settings import Settings
 from .signature import WxConfig
 
+if TYPE_CHECKING:
+    from .store import Found
+
+T = TypeVar("T")
 SAMPLE_PAGE = "https://h5.example.com/"
 
 
@@ -53,9 +57,19 @@ def check(settings: Settings, cache: Cache) -> Iterator[Finding]:
 
 def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
     began = time.monotonic()
-    found = cache.read()
-    answers = say("answers ({ms} ms), {lock}", ms=_ms(time.monotonic() - began), lock=_lock(cache))
-    yield _redis(settings, cache, answers)
+
+    def first() -> tuple[Found | None, str]:
+        return cache.read(), _lock(cache)
+
+    looked = _in_time(settings, first)
+    if looked is None:
+        hangs = LookHangs(CALLS * settings.lease)
+        yield Finding("Redis", False, f"{settings.redis.place}, {said(hangs.what)}", hangs.advice)
+        cache = cache.successor()
+    found, lock = looked or (None, "")
+    if looked is not None:
+        took = _ms(time.monotonic() - began)
+        yield _redis(settings, cache, say("answers ({ms} ms), {lock}", ms=took, lock=lock))
     trouble = cache.trouble
     wechat = WeChat(settings.wechat)
     known = Known(ticket=found.ticket if found is not None else None)
@@ -69,10 +83,19 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
         yield Finding(say("signature"), True, say("made for {page}", page=SAMPLE_PAGE))
 
 
+def _in_time(settings: Settings, call: Callable[[], T]) -> T | None:
+    """What the call gives; None where it takes longer than the server lets a look take."""
+    try:
+        return ThreadPoolExecutor(1).submit(call).result(CALLS * settings.lease)
+    except FutureTimeoutError:
+        return None
+
+
 def _looked(renewal: Renewal, wechat: WeChat, known: Known) -> Known:
-    """What is known after a look, which has the same end as the server's. Where that asks for no
-    token, the secret is tried by a `stable_token`, which makes none void."""
-    api, seconds = renewal.settings.wechat.token_api, CALLS * renewal.settings.lease
+    """What is known after a look. Where that asks for no token, the secret is tried by a
+    `stable_token`, which makes none void."""
+    settings = renewal.settings
+    api = settings.wechat.token_api
 
     def look() -> Known:
         looked = renewal.look_up(known)
@@ -83,10 +106,7 @@ def _looked(renewal: Renewal, wechat: WeChat, known: Known) -> Known:
                 return looked.failed(error, renewal.clock())
         return looked
 
-    try:
-        return ThreadPoolExecutor(1).submit(look).result(seconds)
-    except FutureTimeoutError:
-        return known.failed(LookHangs(seconds), renewal.clock())
+    return _in_time(settings, look) or known.failed(LookHangs(CALLS * settings.lease), 0)
 
 
 def _redis(settings: Settings, cache: Cache, how: str) -> Finding:

@@ -101,6 +101,7 @@ def decide(
     |-----------------------|----------------------|----------------------------------------------|
     | none                  | any                  | take it; not fresh: the next look asks       |
     | any                   | fresh, lasts as long | take it                                      |
+    | not fresh             | fresh                | take it                                      |
     | fresh                 | none                 | keep ours; Redis gets it back                |
     | fresh, never in Redis | not fresh            | keep ours; offered again                     |
     | whatever else         |                      | ask; meanwhile what lasts longer serves      |
@@ -112,7 +113,9 @@ def decide(
         return found, found is None
     if found is None:
         return held, now >= held.fresh_until
-    if now < found.fresh_until and found.usable_until >= held.usable_until:
+    if now < found.fresh_until and (
+        found.usable_until >= held.usable_until or now >= held.fresh_until
+    ):
         return found, False
     if now < held.fresh_until and now >= found.fresh_until and not held.in_redis:
         return held, False
@@ -152,8 +155,9 @@ class Renewal:
 
     def successor(self) -> Renewal:
         """Another one, with connections of its own. This one, left behind, asks WeChat no more."""
+        other = Renewal(self._wechat, self.cache.successor(), self.settings)
         self._is_left_behind = True
-        return Renewal(self._wechat, self.cache.successor(), self.settings)
+        return other
 
     def look_up(self, known: Known) -> Known:
         """What is known after a look. Raises nothing."""
@@ -195,12 +199,12 @@ class Renewal:
         held = known.usable(now)
         ticket, ask = decide(now, held, found.ticket if found is not None else None)
         if found is not None:
-            lost, lost_too = found.ticket is None, found.access_token is None
+            lost = found.ticket is None
             if ticket is not None and (lost or not (ask or ticket.in_redis)):
                 ticket = self._written(settings.jsapi_ticket_key, ticket, only_if_absent=lost)
             token = decide_token(now, known.access_token, found.access_token)
-            if token is not None and not token.in_redis:
-                token = self._written(settings.access_token_key, token, only_if_absent=lost_too)
+            if token is not None and not token.in_redis and found.access_token is None:
+                token = self._written(settings.access_token_key, token, only_if_absent=True)
             known = replace(known, access_token=token)
             # Another ticket that Redis has serves first; then the next look asks.
             ask = ask and (ticket is None or (held is not None and ticket.value == held.value))

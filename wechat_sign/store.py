@@ -2,7 +2,8 @@
 
 A credential is a plain string under a key with an expiry, so that other programs can read it: the
 TTL tells its life, and nothing else. That WeChat was asked lately is told by a marker beside the
-ticket, which names it by its SHA-1 and says for how many ms WeChat granted it beyond its TTL.
+ticket, which names it by its SHA-1 and says for how many ms WeChat granted it beyond the marker's
+own end.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 
 _LAST_BYTE: Final = 4095
 """Of a key's value that is read. What is longer is no credential: there may be anything."""
-_MARKER: Final = re.compile(rb"([0-9a-f]{40}) ([0-9]{1,7})")
-"""SHA-1 of the ticket, and the ms for which WeChat granted it beyond its TTL."""
+_MARKER: Final = re.compile(rb"([0-9a-f]{40}) \+([0-9]{1,7})")
+"""SHA-1 of the ticket, and the ms for which WeChat granted it beyond the marker's own end."""
 _NAMES: Final = ("access_token", "accessToken", "ticket")
 """What other libraries call a credential in a JSON object."""
 
@@ -43,13 +44,14 @@ class Found:
     access_token: Credential | None = None
 
 
-def with_marker(ticket: Credential, marker: bytes, fresh_until: float) -> Credential:
-    """The ticket with what the marker tells, if it names this one."""
+def with_marker(ticket: Credential, marker: bytes, ends: float, latest: float) -> Credential:
+    """The ticket with what the marker tells, if it names this one. One that ends after `latest`
+    does not tell when WeChat was asked."""
     named = _MARKER.fullmatch(marker)
     if named is None or named[1].decode() != _digest(ticket.value):
         return ticket
-    usable_until = ticket.expires + int(named[2]) / 1000
-    return replace(ticket, usable_until=usable_until, fresh_until=fresh_until)
+    usable_until = max(ticket.expires, ends + int(named[2]) / 1000)
+    return replace(ticket, usable_until=usable_until, fresh_until=ends if ends <= latest else 0.0)
 
 
 def of_a_named_key(raw: bytes | None, owner: bytes, appid: str) -> tuple[str, str]:
@@ -109,11 +111,10 @@ class RedisStore:
             return Credential(value, expires, expires, in_redis=True)
 
         ticket, life = found(ticket_key), answers["PTTL", settings.checked_key] / 1000
-        if ticket is not None:
+        if ticket is not None and life > 0:
             marker = answers["GETRANGE", settings.checked_key] or b""
-            # One that lasts longer than `recheck` does not tell when WeChat was asked.
-            fresh_until = began + life if life <= settings.redis.fresh_for + 1.0 else 0.0
-            ticket = with_marker(ticket, marker, fresh_until)
+            latest = began + settings.redis.fresh_for + 1.0
+            ticket = with_marker(ticket, marker, began + life, latest)
         return Found(ticket, found(token_key))
 
     def _value(self, key: str, answers: Mapping[tuple[str, str], Any]) -> str:
@@ -132,44 +133,40 @@ class RedisStore:
 
     def write(self, key: str, credential: Credential, only_if_absent: bool) -> bool:
         """Sets a credential and what belongs to it. Gives whether Redis has it now."""
-        now = self._clock()
+        now, owner_key = self._clock(), self._settings.owner_keys.get(key)
         digest, life = _digest(credential.value), int(1000 * (credential.expires - now))
         if life <= 0:
             return False
-        written = not self._is_anothers(key) and bool(
-            self.client.set(key, credential.value, px=life, nx=only_if_absent)
-        )
-        owner_key = self._settings.owner_keys.get(key)
+        raw, there = _answers(self.client, [("GETRANGE", key), ("PTTL", key)])
+        is_bare = is_credential((raw or b"").decode("ascii", "replace"))
+        written = False
+        if owner_key is None or raw == b"" or is_bare:  # no other program would miss it
+            absent = only_if_absent and (is_bare or there == -2)
+            written = bool(self.client.set(key, credential.value, px=life, nx=absent))
         if written and owner_key is not None:
             self.client.set(owner_key, f"{self._settings.wechat.appid} {digest}", px=life)
         fresh_for = int(1000 * (credential.fresh_until - now))
         # Under another program's key nothing is written, but its ticket was confirmed all the same.
         if fresh_for > 0 and (written or not only_if_absent):
-            beyond = round(1000 * (credential.usable_until - credential.expires))
-            self.client.set(self._settings.checked_key, f"{digest} {beyond}", px=fresh_for)
+            beyond = round(1000 * (credential.usable_until - credential.fresh_until))
+            self.client.set(self._settings.checked_key, f"{digest} +{beyond}", px=fresh_for)
         return written
-
-    def _is_anothers(self, key: str) -> bool:
-        """Whether a key that the INI names holds what another program would miss."""
-        if key not in self._settings.owner_keys:
-            return False
-        [raw] = _answers(self.client, [("GETRANGE", key)])
-        return raw != b"" and not is_credential((raw or b"").decode("ascii", "replace"))
 
     def delete(self, key: str, value: str) -> bool:
         """Deletes the key if it still holds this value, and gives whether it did."""
         [raw] = _answers(self.client, [("GETRANGE", key)])
         return raw == value.encode() and bool(self.client.delete(key))
 
-    def acquire(self) -> bool:
-        """Gives whether this process has the lock, for the lease."""
+    def acquire(self) -> float:
+        """Gives for how many seconds this process has the lock; 0 where another has it."""
         key, lease = self._settings.lock_key, int(1000 * self._settings.lease)
         if self.client.set(key, self._lock_token, nx=True, px=lease):
-            return True
+            return self._settings.lease
         holder, life = _answers(self.client, [("GETRANGE", key), ("PTTL", key)])
         if life == -1:
             self.client.set(key, "", px=lease)  # as all locks here have
-        return bool(holder == self._lock_token.encode())  # an earlier answer may have been lost
+        ours = holder == self._lock_token.encode()  # an earlier answer may have been lost
+        return max(0.0, life / 1000) if ours else 0.0
 
     def release(self) -> bool:
         """Ends the lock if this process holds it, and gives whether it did."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from .errors import LockedElsewhere, LookHangs, SigningError, Stopping, Unexpected
@@ -104,6 +105,7 @@ class JsapiTickets:
             self._look.cancel()
             if in_flight:
                 await asyncio.to_thread(self._renewal.cache.release_lock)
+            self._look_at = math.inf  # no other begins
         self._threads.shutdown(wait=False)
 
     def _looking(self) -> asyncio.Task[Known]:
@@ -148,5 +150,8 @@ class JsapiTickets:
             self._left_behind.add(look)
             look.add_done_callback(self._left_behind.discard)
             hangs, self._renewal = self._renewal, self._renewal.successor()
-            run(self._threads, hangs.cache.close)  # after it was seen whether Redis is what hangs
+            with suppress(RuntimeError):  # no thread could be started
+                run(self._threads, hangs.cache.close)
+            if self._renewal.cache.is_left_alone:  # Redis is what hangs: at once without it
+                return await self._one_look(known)
             raise LookHangs(self._longest) from None
