@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .clock import Clock, SystemClock
@@ -23,12 +24,33 @@ REACHING, READING, WRITING = "reaching Redis", "reading from Redis", "writing to
 """What may not work, as the log says it."""
 
 
-class Cache:
-    """The account's keys in Redis, shared with other instances. Raises ConfigError for a url that
-    redis-py does not take.
+class Trouble:
+    """What does not work, logged when that begins and when it ends. A class because it carries the
+    causes, and whether a write failed in this look."""
 
-    A class because it carries the connection, and what is wrong with it. `release_lock`, `close`
-    and what is only read are for any thread, the rest for one at a time."""
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self.causes: dict[str, str] = {}
+        self.write_failed = False
+
+    def begins(self, what: str, cause: str) -> None:
+        """Notes a failure; logs the first of its kind."""
+        if what not in self.causes:
+            text = "%s at %s fails, going on without: %s. What to do: %s"
+            log.warning(text, what, self._place, cause, redis_advice(cause))
+        self.causes[what] = cause
+        self.write_failed = self.write_failed or what == WRITING
+
+    def ends(self, what: str) -> None:
+        """Notes, and logs, that it works again."""
+        if self.causes.pop(what, ""):
+            log.info("%s works again", what)
+
+
+class Cache:
+    """The account's keys in Redis. Raises ConfigError for a url that redis-py does not take. A
+    class because it carries the connection, for one thread at a time; `release_lock`, `close` and
+    what is only read are for any."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
@@ -40,8 +62,7 @@ class Cache:
             self._store = store.RedisStore(settings, self.clock)
         self._left_alone_until = -math.inf
         self._attempting = False
-        self._trouble: dict[str, str] = {}
-        self._write_failed = False
+        self._trouble = Trouble(settings.redis.place)
 
     def successor(self) -> Cache:
         """Another one, with connections of its own, for when a look with this one does not end."""
@@ -49,8 +70,8 @@ class Cache:
             other = Cache(self._settings, self.clock)
         except ConfigError:  # a file that the url names is gone since the start
             return self
-        other._trouble = dict(self._trouble)
-        if self._attempting:  # that is what does not end
+        other._trouble.causes |= self._trouble.causes
+        if self._attempting:
             other._unreachable("timeout: a look at Redis does not end")
         return other
 
@@ -68,7 +89,7 @@ class Cache:
     @property
     def trouble(self) -> str:
         """What does not work, and how Redis or redis-py words it; "" where all works."""
-        return "; ".join(f"{what}: {cause}" for what, cause in self._trouble.items())
+        return "; ".join(f"{what}: {cause}" for what, cause in self._trouble.causes.items())
 
     @property
     def state(self) -> str:
@@ -76,22 +97,22 @@ class Cache:
         but does not do all that it is asked; "memory" where none is set."""
         if self._store is None:
             return "memory"
-        if REACHING in self._trouble:
+        if REACHING in self._trouble.causes:
             return "unreachable"
-        return "failing" if self._trouble else "redis"
+        return "failing" if self._trouble.causes else "redis"
 
     def read(self) -> Found | None:
         """What Redis has; None where it can't be read."""
         found: Found | None = self.attempt(READING, lambda store: store.read(), None)
         return found
 
-    def write(self, key: str, credential: Credential, *, only_if_absent: bool = False) -> bool:
-        """Gives whether Redis has the credential now."""
+    def write(self, key: str, new: Credential, *, only_if_absent: bool = False) -> Credential:
+        """Gives the credential, which tells whether Redis has it now."""
 
         def call(store: RedisStore) -> bool:
-            return store.write(key, credential, only_if_absent)
+            return store.write(key, new, only_if_absent)
 
-        return bool(self.attempt(WRITING, call, False, sent=credential.value))
+        return replace(new, in_redis=self.attempt(WRITING, call, False, sent=new.value))
 
     def delete(self, key: str, value: str) -> None:
         """Deletes the credential where it is still there."""
@@ -116,12 +137,12 @@ class Cache:
     def settle(self) -> None:
         """Ends a look: where no write failed in it, the lock is taken and ended, to see whether all
         kinds of writing work again."""
-        if WRITING in self._trouble and not self._write_failed:
+        if WRITING in self._trouble.causes and not self._trouble.write_failed:
             with self.lock():
                 pass
-            if not self._write_failed:
-                self._works(WRITING)
-        self._write_failed = False
+            if not self._trouble.write_failed:
+                self._trouble.ends(WRITING)
+        self._trouble.write_failed = False
 
     def attempt(self, what: str, call: Call, otherwise: Any, *, sent: str = "") -> Any:
         """What the call gives, or `otherwise`. Logs when trouble begins and when it ends, without
@@ -135,27 +156,15 @@ class Cache:
             reached, words = self._store.explain(error)
             words = printable(redacted(words, [*self._settings.redis.passwords, sent]))
             cause = type(error).__name__ + (f": {words}" if words else "")
-            self._fails(what, cause) if reached else self._unreachable(cause)
+            self._trouble.begins(what, cause) if reached else self._unreachable(cause)
             return otherwise
         finally:
             self._attempting = False
-        self._works(REACHING)
+        self._trouble.ends(REACHING)
         if what == READING:  # one kind of writing tells nothing of the others
-            self._works(READING)
+            self._trouble.ends(READING)
         return result
 
     def _unreachable(self, cause: str) -> None:
         self._left_alone_until = self.clock() + self._settings.limits.redis_pause
-        self._fails(REACHING, cause)
-
-    def _fails(self, what: str, cause: str) -> None:
-        if what not in self._trouble:
-            place, advice = self._settings.redis.place, redis_advice(cause)
-            text = "%s at %s fails, going on without: %s. What to do: %s"
-            log.warning(text, what, place, cause, advice)
-        self._trouble[what] = cause
-        self._write_failed = self._write_failed or what == WRITING
-
-    def _works(self, what: str) -> None:
-        if self._trouble.pop(what, ""):
-            log.info("%s works again", what)
+        self._trouble.begins(REACHING, cause)

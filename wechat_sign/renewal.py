@@ -133,13 +133,22 @@ def decide_token(
 
 
 def credential_of(
-    grant: Grant, began: float, redis: RedisSettings, *, fresh_for: float = 0.0
+    name: str, grant: Grant, began: float, redis: RedisSettings, *, fresh_for: float = 0.0
 ) -> Credential:
     """What WeChat granted when it was asked at `began`."""
     granted = min(grant.expires_in, GRANTED_LIFE)
     life = min(redis.expire, max(granted - MARGIN, granted / 2))
     fresh_until = began + min(fresh_for, life) if fresh_for else 0.0
+    log.info("%s fetched from WeChat, kept for %d s", name, life)
     return Credential(grant.value, began + life, began + granted, fresh_until)
+
+
+def log_failure(known: Known, now: float) -> None:
+    """Says what went wrong with WeChat, and whether pages notice."""
+    if known.error is not None and known.usable(now) is None:
+        log.error("no page can be signed: %s", known.error)
+    elif known.error is not None:
+        log.warning("the ticket in hand serves on: %s", known.error)
 
 
 class Renewal:
@@ -186,10 +195,7 @@ class Renewal:
         now = self.clock()
         if now >= lease_over or known.usable(now) is None:
             known, _ = self._compared(known)  # a newer one may have come meanwhile
-        if known.error is not None and known.usable(now) is None:
-            log.error("no page can be signed: %s", known.error)
-        elif known.error is not None:
-            log.warning("the ticket in hand serves on: %s", known.error)
+        log_failure(known, now)
         return known
 
     def _compared(self, known: Known) -> tuple[Known, bool]:
@@ -201,10 +207,10 @@ class Renewal:
         if found is not None:
             lost = found.ticket is None
             if ticket is not None and (lost or not (ask or ticket.in_redis)):
-                ticket = self._written(settings.jsapi_ticket_key, ticket, only_if_absent=lost)
+                ticket = self.cache.write(settings.jsapi_ticket_key, ticket, only_if_absent=lost)
             token = decide_token(now, known.access_token, found.access_token)
             if token is not None and not token.in_redis and found.access_token is None:
-                token = self._written(settings.access_token_key, token, only_if_absent=True)
+                token = self.cache.write(settings.access_token_key, token, only_if_absent=True)
             known = replace(known, access_token=token)
             # Another ticket that Redis has serves first; then the next look asks.
             ask = ask and (ticket is None or (held is not None and ticket.value == held.value))
@@ -212,9 +218,6 @@ class Renewal:
         if ticket is not None and now < ticket.fresh_until and not ask:
             known = known.succeeded(now)
         return known, ask
-
-    def _written(self, key: str, new: Credential, *, only_if_absent: bool = False) -> Credential:
-        return replace(new, in_redis=self.cache.write(key, new, only_if_absent=only_if_absent))
 
     def _asked(self, known: Known, lease_over: float) -> Known:
         """What is known after WeChat was asked: twice, where it refuses the first access_token."""
@@ -254,18 +257,16 @@ class Renewal:
 
     def _with_token(self, known: Known, lease_over: float) -> Known:
         began, grant = self.clock(), self._wechat.fetch_access_token()
-        token = credential_of(grant, began, self.settings.redis)
-        log.info("access_token fetched from WeChat, kept for %d s", token.expires - began)
+        token = credential_of("access_token", grant, began, self.settings.redis)
         if self.clock() < lease_over:  # or it may be a late answer
-            token = self._written(self.settings.access_token_key, token)
+            token = self.cache.write(self.settings.access_token_key, token)
         return replace(known, access_token=token)
 
     def _with_ticket(self, known: Known, lease_over: float) -> Known:
         began, token = self.clock(), known.access_token
         grant = self._wechat.fetch_jsapi_ticket(token.value if token is not None else "")
-        fresh_for = self.settings.redis.fresh_for
-        ticket = credential_of(grant, began, self.settings.redis, fresh_for=fresh_for)
-        log.info("jsapi_ticket fetched from WeChat, kept for %d s", ticket.expires - began)
+        redis = self.settings.redis
+        ticket = credential_of("jsapi_ticket", grant, began, redis, fresh_for=redis.fresh_for)
         if self.clock() < lease_over:
-            ticket = self._written(self.settings.jsapi_ticket_key, ticket)
+            ticket = self.cache.write(self.settings.jsapi_ticket_key, ticket)
         return replace(known, ticket=ticket).succeeded(self.clock())

@@ -34,8 +34,7 @@ def pause_after(known: Known, now: float, limits: Limits) -> float:
 
 class JsapiTickets:
     """The account's jsapi_ticket, now. A class because it carries what is known, and the look in
-    flight. What blocks is done in a thread, one look at a time; one that does not end is left
-    behind, since a thread can't be cancelled."""
+    flight, which runs in a thread. One that does not end is left behind: it can't be cancelled."""
 
     def __init__(self, renewal: Renewal) -> None:
         self._renewal = renewal
@@ -59,10 +58,8 @@ class JsapiTickets:
         return ticket.value if ticket is not None else None
 
     async def current(self) -> str:
-        """A ticket to sign with. It waits only where no usable one is held.
-
-        Raises SigningError, the same one for all who ask until the next look.
-        """
+        """A ticket to sign with. It waits only where no usable one is held. Raises SigningError, the
+        same one for all who ask until the next look."""
         held = self.held()
         if held is not None:
             return held
@@ -128,9 +125,8 @@ class JsapiTickets:
             now = self.clock()
             ticket = self.known.usable(now)
             self._look_at = now + pause_after(self.known, now, self._limits)
-            if ticket is not None:
-                left = ticket.usable_until - now
-                log.debug("looked for the ticket in %.3f s: usable for %d s", now - began, left)
+            left = ticket.usable_until - now if ticket is not None else 0
+            log.debug("looked for the ticket in %.3f s: usable for %d s", now - began, left)
             if ticket is not None or now < self.known.quiet_until or now >= end:
                 return self.known
             await asyncio.sleep(self._limits.lock_wait)
