@@ -135,8 +135,7 @@ class Cache:
         self.attempt(WRITING, lambda store: store.release(), False)
 
     def settle(self) -> None:
-        """Ends a look: where no write failed in it, the lock is taken and ended, to see whether all
-        kinds of writing work again."""
+        """Ends a look. Where no write failed in it, takes the lock, to see whether that works."""
         if WRITING in self._trouble.causes and not self._trouble.write_failed:
             with self.lock():
                 pass

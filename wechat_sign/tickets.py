@@ -58,7 +58,7 @@ class JsapiTickets:
         return ticket.value if ticket is not None else None
 
     async def current(self) -> str:
-        """A ticket to sign with. It waits only where no usable one is held. Raises SigningError, the
+        """A ticket to sign with. Waits only where no usable one is held. Raises SigningError, the
         same one for all who ask until the next look."""
         held = self.held()
         if held is not None:
