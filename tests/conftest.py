@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from harness import (
     Start,
     assert_no_credential,
     server_of_many_tests,
+    unavailable,
     write_ini,
 )
+from topologies import Certificates
 
 import server
 from wechat_sign import process
@@ -164,6 +167,13 @@ def shared_wechat() -> Iterator[Sandbox]:
 def shared(shared_wechat: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server of the tests that change nothing about it."""
     yield from server_of_many_tests(shared_wechat, tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    if not shutil.which("openssl"):
+        unavailable("no openssl for this test: install it")
+    return Certificates(tmp_path_factory.mktemp("certificates")).make()
 
 
 @pytest.fixture(scope="module")

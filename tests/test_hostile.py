@@ -7,7 +7,9 @@ import gzip
 import json
 import logging
 import random
+import shutil
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -41,6 +43,7 @@ from harness import (
     tickets_for,
     write_ini,
 )
+from topologies import Certificates
 
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import (
@@ -51,7 +54,7 @@ from wechat_sign.errors import (
     WeChatRefused,
     WeChatUnreachable,
 )
-from wechat_sign.settings import Limits, WeChatSettings, load_settings
+from wechat_sign.settings import Limits, RedisUrl, WeChatSettings, load_settings
 from wechat_sign.tickets import JsapiTickets
 
 Behaviour = Callable[[socket.socket], None]
@@ -549,6 +552,31 @@ def test_a_redis_that_drips_is_left_behind_and_a_later_look_finds_it_well_again(
         where: dict[str, Any] = {"host": "127.0.0.1", "port": hostile.port}
         tickets = tickets_for(wechat, clock=clock, timeout=TIMEOUT, limits=QUICK, **where)
         asyncio.run(asyncio.wait_for(scenario(tickets), 3 * PATIENCE))
+
+
+def test_a_redis_that_drips_is_left_alone_also_where_its_ca_file_is_gone(
+    wechat: Sandbox, certificates: Certificates, tmp_path: Path
+) -> None:
+    authorities = Path(shutil.copy(certificates.path("ca.pem"), tmp_path))
+    secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secure.load_cert_chain(certificates.path("server.pem"), certificates.path("server.key"))
+
+    def behave(connection: socket.socket) -> None:
+        with secure.wrap_socket(connection, server_side=True) as wrapped:
+            wrapped.recv(65536)
+            authorities.unlink(missing_ok=True)
+            hostile.drip(wrapped, b"$8000\r\n" + b"x" * 8000)
+
+    async def scenario(tickets: JsapiTickets) -> None:
+        assert await tickets.current() == wechat.ticket
+        assert tickets.cache_state == "unreachable"
+
+    with impostor(behave) as hostile:
+        url = f"rediss://127.0.0.1:{hostile.port}?ssl_ca_certs={authorities}"
+        where = RedisUrl("", (url,), "", "here")
+        tickets = tickets_for(wechat, timeout=TIMEOUT, limits=QUICK, url=where)
+        asyncio.run(asyncio.wait_for(scenario(tickets), 3 * PATIENCE))
+        assert hostile.connections == 1
 
 
 def test_what_redis_or_the_command_line_says_does_nothing_to_a_terminal(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,13 +137,6 @@ def cluster(cluster_of_three: ClusterOfThree) -> Iterator[ClusterOfThree]:
     yield cluster_of_three
     for master in cluster_of_three.masters:
         master.resume()
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    if not shutil.which("openssl"):
-        unavailable("no openssl for this test: install it")
-    return Certificates(tmp_path_factory.mktemp("certificates")).make()
 
 
 def health(running: Server) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Cache:
         try:
             other = Cache(self._settings, self.clock)
         except ConfigError:  # a file that the url names is gone since the start
-            return self
+            other = self
         other._trouble.causes |= self._trouble.causes
         if self._attempting:
             other._unreachable("timeout: a look at Redis does not end")
