@@ -74,6 +74,18 @@ def test_a_fresh_one_that_redis_never_had_stays_where_redis_has_it_without_its_m
     assert decide(NOW, ours, theirs) == (ours, False)
 
 
+@pytest.mark.parametrize("fresh_until", [NOW - 8, NOW + 1])
+def test_a_newer_one_serves_where_nobody_knows_any_more_how_long_wechat_granted_it(
+    fresh_until: float,
+) -> None:
+    """With a `recheck` below 10 s, as in the soak, it may be so at each look."""
+    ours = Credential("older", NOW + 80, NOW + 7180, fresh_until, in_redis=True)
+    theirs = Credential("newer", NOW + 90, NOW + 90, NOW - 8, in_redis=True)
+    assert decide(NOW, ours, theirs) == (theirs, True)
+    back = replace(theirs, value="back again", expires=NOW + 70, usable_until=NOW + 70)
+    assert decide(NOW, ours, back) == (ours, True)
+
+
 OURS, THEIRS = Credential("ours", NOW + 100, NOW + 200), Credential("theirs", NOW + 100, NOW + 100)
 
 

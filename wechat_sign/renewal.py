@@ -104,7 +104,7 @@ def decide(
     | not fresh             | fresh                | take it                                      |
     | fresh                 | none                 | keep ours; Redis gets it back                |
     | fresh, never in Redis | not fresh            | keep ours; offered again                     |
-    | whatever else         |                      | ask; meanwhile what lasts longer serves      |
+    | whatever else         |                      | ask; meanwhile what expires later serves     |
     """
     held, found = (one if one and now < one.usable_until else None for one in (held, found))
     if held and found and held.value == found.value:
@@ -119,7 +119,8 @@ def decide(
         return found, False
     if now < held.fresh_until and now >= found.fresh_until and not held.in_redis:
         return held, False
-    return max(found, held, key=lambda one: one.usable_until), True
+    # By their keys' expiry: how long WeChat granted it is not known of one whose marker is over.
+    return held if held.value != found.value and held.expires > found.expires else found, True
 
 
 def decide_token(
