@@ -237,6 +237,20 @@ def test_no_cookie_is_kept(wechat: Sandbox, clock: MovedClock) -> None:
     assert not [request for request in asked if b"cookie:" in request.lower()]
 
 
+def test_a_cookie_that_python_stumbles_over_puts_no_traceback_into_the_log(
+    start: Start, wechat: Sandbox
+) -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        cookie = b"Set-Cookie: a=b; Max-Age=" + b"9" * 500 + b"\r\n"
+        connection.sendall(OK + cookie + b"Content-Length: 2\r\n\r\n{}")
+
+    with impostor(behave) as portal:
+        wechat.url = portal.url
+        output = start().says("it has no access_token in it")
+        assert all(line.startswith("20") for line in output.splitlines())
+
+
 BOMB = gzip.compress(bytes(50_000_000))
 ENDLESS = {
     "plain": (b"\r\n", b"x" * 65536),
@@ -757,6 +771,43 @@ def test_what_redis_repeats_of_what_it_was_sent_is_not_shown(
             instance.looks(2)
             assert "***" in instance.trouble
             assert_no_credential(instance.trouble + caplog.text, {password, *wechat.issued})
+
+
+@pytest.mark.parametrize(
+    ("name", "authority", "words"),
+    [
+        ("server", False, "unable to get local issuer|self.signed"),
+        ("stranger", True, "IP address mismatch.*127.0.0.1"),
+        ("server", True, ""),
+    ],
+)
+def test_nothing_is_sent_to_a_host_whose_certificate_is_not_right(
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    authority: bool,
+    words: str,
+) -> None:
+    asked: list[bytes] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.path(f"{name}.pem"), certificates.path(f"{name}.key"))
+
+    def behave(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as encrypted:
+            asked.append(encrypted.recv(65536))
+            encrypted.sendall(GOOD)
+
+    if authority:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates.path("ca.pem")))
+    with impostor(behave) as other:
+        url = other.url.replace("http:", "https:")
+        if words:
+            cause = rf"SSLError/SSLCertVerificationError \(({words})"
+            with pytest.raises(WeChatUnreachable, match=cause):
+                ask(url, PATIENCE)
+        else:
+            ask(url, PATIENCE)
+    assert bool(b"".join(asked)) is not bool(words)
 
 
 def test_a_ca_bundle_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import pytest
 import requests
 import urllib3
 from fuzz import fuzz
-from harness import PATIENCE, Sandbox, Server, Start, fetch, signature_of
+from harness import PATIENCE, Sandbox, Server, fetch, signature_of
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from urls import browsers_host, browsers_href
@@ -245,8 +245,7 @@ SENT = [
 ]
 
 
-def test_every_way_to_send_a_page_is_signed_alike(start: Start, wechat: Sandbox) -> None:
-    running = start()
+def test_every_way_to_send_a_page_is_signed_alike(shared: Server, shared_wechat: Sandbox) -> None:
     for page in SENT:
         escaped = quote(page, safe="")
         for way, query in {
@@ -257,10 +256,11 @@ def test_every_way_to_send_a_page_is_signed_alike(start: Start, wechat: Sandbox)
             "URLSearchParams": urlencode({"url": page + "#/route"}),
             "lower-case hex": "url=" + re.sub("%..", lambda found: found[0].lower(), escaped),
         }.items():
-            status, answer = fetch(f"{running.url}/getApi?{query}")
+            status, answer = fetch(f"{shared.url}/getApi?{query}")
             assert status == 200, (way, page, answer)
-            assert answer["signature"] == signature_of(answer, wechat.ticket, page), (way, page)
-        curl = ["curl", "-sG", f"{running.url}/getApi", "--data-urlencode", f"url={page}#/route"]
+            signature = signature_of(answer, shared_wechat.ticket, page)
+            assert answer["signature"] == signature, (way, page)
+        curl = ["curl", "-sG", f"{shared.url}/getApi", "--data-urlencode", f"url={page}#/route"]
         if shutil.which("curl"):
             answer = json.loads(subprocess.check_output(curl))
-            assert answer["signature"] == signature_of(answer, wechat.ticket, page), page
+            assert answer["signature"] == signature_of(answer, shared_wechat.ticket, page), page

@@ -101,10 +101,9 @@ def decide(
     |-----------------------|----------------------|----------------------------------------------|
     | none                  | any                  | take it; not fresh: the next look asks       |
     | any                   | fresh, lasts as long | take it                                      |
-    | not fresh             | fresh                | take it                                      |
     | fresh                 | none                 | keep ours; Redis gets it back                |
     | fresh, never in Redis | not fresh            | keep ours; offered again                     |
-    | whatever else         |                      | ask; meanwhile what expires later serves     |
+    | whatever else         |                      | ask; meanwhile what lasts longer serves      |
     """
     held, found = (one if one and now < one.usable_until else None for one in (held, found))
     if held and found and held.value == found.value:
@@ -113,14 +112,11 @@ def decide(
         return found, found is None
     if found is None:
         return held, now >= held.fresh_until
-    if now < found.fresh_until and (
-        found.usable_until >= held.usable_until or now >= held.fresh_until
-    ):
+    if now < found.fresh_until and found.usable_until >= held.usable_until:
         return found, False
     if now < held.fresh_until and now >= found.fresh_until and not held.in_redis:
         return held, False
-    # By their keys' expiry: how long WeChat granted it is not known of one whose marker is over.
-    return held if held.value != found.value and held.expires > found.expires else found, True
+    return max(found, held, key=lambda one: one.usable_until), True
 
 
 def decide_token(
