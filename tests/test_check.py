@@ -273,6 +273,37 @@ def test_a_look_that_does_not_end_is_told(check: Check, monkeypatch: pytest.Monk
     assert "a look did not end within 0.63 s" in lines[2]
 
 
+def test_a_redis_that_hangs_for_ever_is_told_and_wechat_is_asked(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, resolve = threading.Event(), socket.getaddrinfo
+
+    def hang(host: str, *given: Any, **more: Any) -> Any:
+        if host == "redis.test":
+            over.wait(20)
+        return resolve(host.replace("redis.test", "127.0.0.1"), *given, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    check.limits = Limits(lease_margin=0.01)
+    status, lines = check("timeout = 0.3", "[redis]", "host = redis.test", "port = 1")
+    over.set()
+    assert status == 1
+    assert lines[1].startswith("FAIL  Redis         redis.test:1/0, a look did not end within 1.83")
+    assert names(lines)[3].endswith(" access_token")
+    assert check.wechat.calls["token"] == 1
+
+
+def test_an_instance_that_asks_wechat_just_now_is_told(
+    check: Check, redis_server: RedisServer
+) -> None:
+    redis_server.run("SET", LOCK_KEY, "another's", "PX", 60_000)
+    status, lines = check(*redis_server.ini)
+    assert (status, names(lines)[-2]) == (1, "FAIL jsapi_ticket")
+    assert "another instance holds the lock" in lines[-2]
+    assert "look at that instance's log" in lines[-1]
+    assert not check.wechat.calls
+
+
 def test_a_redis_that_goes_away_meanwhile_is_told(
     check: Check, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +454,7 @@ def test_it_is_coloured_on_a_terminal_unless_no_color_is_set(
             assert (f"\033[{colour}m{word}\033[0m  " in printed) is coloured
             assert word in printed
         assert ("\033" in printed) is coloured
+        assert printed.startswith("\033[32mok" if coloured else "ok")
 
 
 def test_where_it_can_not_be_printed_it_ends_without_a_traceback() -> None:
