@@ -61,13 +61,13 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
     def first() -> tuple[Found | None, str]:
         return cache.read(), _lock(cache)
 
-    looked = _in_time(settings, first)
-    if looked is None:
-        hangs = LookHangs(CALLS * settings.lease)
+    found = None
+    try:
+        found, lock = _in_time(settings, first)
+    except LookHangs as hangs:
         yield Finding("Redis", False, f"{settings.redis.place}, {said(hangs.what)}", hangs.advice)
         cache = cache.successor()
-    found, lock = looked or (None, "")
-    if looked is not None:
+    else:
         took = _ms(time.monotonic() - began)
         yield _redis(settings, cache, say("answers ({ms} ms), {lock}", ms=took, lock=lock))
     trouble = cache.trouble
@@ -83,12 +83,14 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
         yield Finding(say("signature"), True, say("made for {page}", page=SAMPLE_PAGE))
 
 
-def _in_time(settings: Settings, call: Callable[[], T]) -> T | None:
-    """What the call gives; None where it takes longer than the server lets a look take."""
+def _in_time(settings: Settings, call: Callable[[], T]) -> T:
+    """What the call gives. Raises LookHangs where it takes longer than the server lets a look
+    take."""
+    longest = CALLS * settings.lease
     try:
-        return ThreadPoolExecutor(1).submit(call).result(CALLS * settings.lease)
+        return ThreadPoolExecutor(1).submit(call).result(longest)
     except FutureTimeoutError:
-        return None
+        raise LookHangs(longest) from None
 
 
 def _looked(renewal: Renewal, wechat: WeChat, known: Known) -> Known:
@@ -106,7 +108,10 @@ def _looked(renewal: Renewal, wechat: WeChat, known: Known) -> Known:
                 return looked.failed(error, renewal.clock())
         return looked
 
-    return _in_time(settings, look) or known.failed(LookHangs(CALLS * settings.lease), 0)
+    try:
+        return _in_time(settings, look)
+    except LookHangs as hangs:
+        return known.failed(hangs, 0)
 
 
 def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
@@ -169,11 +174,10 @@ def _jsapi_ticket(cache: Cache, wechat: WeChat, known: Known) -> Finding:
     error, ticket = known.error, known.ticket
     if error is not None:
         return Finding("jsapi_ticket", False, error.what, error.advice)
-    left = _left(cache, ticket) if ticket is not None else ""
-    took = wechat.took.get("getticket")
     if ticket is None:
         other = LockedElsewhere()
         return Finding("jsapi_ticket", False, other.what, other.advice)
+    left, took = _left(cache, ticket), wechat.took.get("getticket")
     if took is None:
         text = say("in the cache, expires in {left} s", left=left)
     else:

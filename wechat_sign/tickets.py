@@ -92,7 +92,7 @@ class JsapiTickets:
     @property
     def retry_after(self) -> int:
         """Whole seconds, at least 1, until WeChat may be asked again."""
-        return max(1, math.ceil(max(0.0, self.known.quiet_until - self.clock())))
+        return math.ceil(max(1.0, self.known.quiet_until - self.clock()))
 
     async def close(self, *, timeout: float) -> None:
         """Waits up to `timeout` seconds for the look in flight, whose outcome is in Redis; then
