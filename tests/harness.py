@@ -660,6 +660,14 @@ def write_ini(path: Path, wechat: Sandbox, *lines: str) -> Path:
     return path
 
 
+def unwritable(server: RedisServer) -> dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """By trouble, the command after which this Redis takes nothing, and what mends that."""
+    return {
+        "full": (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
+        "read-only": (("REPLICAOF", "127.0.0.1", server.port), ("REPLICAOF", "NO", "ONE")),
+    }
+
+
 def marker(value: str, *, beyond: int = 6_600_000) -> str:
     """The marker of a ticket that WeChat granted for so many ms beyond the marker's own end."""
     return f"{hashlib.sha1(value.encode()).hexdigest()} +{beyond}"

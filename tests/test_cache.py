@@ -21,6 +21,7 @@ from harness import (
     eventually,
     instance_for,
     marker,
+    unwritable,
 )
 
 from wechat_sign.credentials import Credential
@@ -349,10 +350,7 @@ def test_a_redis_that_takes_nothing_gets_it_when_it_does(
     caplog: pytest.LogCaptureFixture,
     trouble: str,
 ) -> None:
-    broken, mended = {
-        "full": (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
-        "read-only": (("REPLICAOF", "127.0.0.1", own_redis.port), ("REPLICAOF", "NO", "ONE")),
-    }[trouble]
+    broken, mended = unwritable(own_redis)[trouble]
     own_redis.run(*broken)
     one = instance_for(wechat, own_redis, clock=clock)
     one.looks(3)

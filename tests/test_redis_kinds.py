@@ -36,6 +36,7 @@ from harness import (
     run_check,
     signature_of,
     unavailable,
+    unwritable,
     write_ini,
 )
 from topologies import (
@@ -642,10 +643,7 @@ def test_a_sentinel_that_is_given_as_one_redis_is_told(
 def test_a_redis_that_can_not_be_written_is_failing_until_it_can(
     start: Start, wechat: Sandbox, own_redis: RedisServer, trouble: str
 ) -> None:
-    broken, mended = {
-        "full": (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
-        "read-only": (("REPLICAOF", "127.0.0.1", own_redis.port), ("REPLICAOF", "NO", "ONE")),
-    }[trouble]
+    broken, mended = unwritable(own_redis)[trouble]
     own_redis.run(*broken)
     running = start("[redis]", f"url = {own_redis.url}", limits=QUICK)
     assert_signs(running, wechat)
