@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import asyncio
+import base64
 import gzip
 import hashlib
 import io
@@ -17,18 +18,16 @@ import json
 import logging
 import os
 import re
-import secrets
 import socket
 import sys
 import time
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest
 from tornado.log import access_log
 from tornado.web import Application, HTTPError, RequestHandler
 
@@ -46,18 +45,17 @@ from wechat_sign.errors import (
 from wechat_sign.logs import LONGEST_LINE, LineFormatter, Throttle, printable
 from wechat_sign.page_url import (
     MAX_LENGTH,
-    asked_for,
-    difference,
+    cut_or_added,
+    for_log,
     host_is_listed,
     host_of,
     page_url,
-    shown,
-    url_in,
 )
 from wechat_sign.renewal import Renewal
 from wechat_sign.safety import warnings_for
 from wechat_sign.sentences import say
 from wechat_sign.settings import (
+    JssdkSettings,
     Limits,
     ServerSettings,
     Settings,
@@ -69,29 +67,43 @@ from wechat_sign.tickets import JsapiTickets
 
 log = logging.getLogger("server")
 
-PAGES_REMEMBERED = 256
-"""Pages whose changed urls are not warned about again."""
-
-FORWARDED = ("X-Forwarded-For", "X-Real-Ip", "X-Forwarded-Host", "Forwarded", "Via")
-"""What tells that a request came by a proxy."""
-ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", re.ASCII | re.IGNORECASE)
-ABSOLUTE_FORM = re.compile(r"https?://[^/]*/?", re.IGNORECASE)
+METHODS = "GET, HEAD, OPTIONS"
 ACCEPTS_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
+MAY_BE_AN_ENTRY = re.compile("iPhone|iPad|Macintosh")  # an iPad may call itself a Macintosh
+"""User agents whose pages may rightly sign the url of entry, which the Referer differs from."""
 
 _FILES = Path(__file__).with_name("wechat_sign")
-SCRIPT = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
-VERSION = hashlib.sha256(SCRIPT.encode()).hexdigest()[:12]
-PAGE = (
+
+
+class Compressed:
+    """A text that never changes, and what it is gzipped. A class because it carries both."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode()
+        self.gzipped = gzip.compress(self.text, 9)
+
+
+def hashes_of(tag: str, html: str) -> str:
+    """What a Content-Security-Policy calls what stands between such tags without attributes."""
+    inside = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(one.encode()).digest()) for one in inside)
+    return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
+
+
+_script = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
+VERSION = hashlib.sha256(_script.encode()).hexdigest()[:12]
+_page = (
     (_FILES / "page.html")
     .read_text(encoding="utf-8")
     .replace("{{causes}}", json.dumps(CAUSES, ensure_ascii=False).replace("<", "\\u003c"))
     .replace("{{version}}", VERSION)  # for caches
     .replace("{{max_length}}", str(MAX_LENGTH))
 )
+SCRIPT, PAGE = Compressed(_script), Compressed(_page)
 PAGE_POLICY = (
-    "default-src 'none'; style-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; "
-    "script-src 'nonce-{nonce}' https://res.wx.qq.com https://res2.wx.qq.com; "
-    "form-action 'none'; frame-ancestors 'none'; "
+    f"default-src 'none'; style-src {hashes_of('style', _page)}; connect-src 'self'; "
+    f"script-src {hashes_of('script', _page)} 'self' https://res.wx.qq.com "
+    "https://res2.wx.qq.com; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     # WeChat's script talks to the app through frames and reports through images.
     "frame-src weixin: wvjbscheme:; img-src data: https://open.weixin.qq.com"
 )
@@ -101,105 +113,47 @@ class SigningApplication(Application):
     """The routes, and what the handlers share. A class because Tornado's handlers ask for one."""
 
     def __init__(self, settings: Settings, tickets: JsapiTickets) -> None:
-        self.jssdk = settings.jssdk
+        routes: list[tuple[str, type[RequestHandler]]] = [
+            ("/getApi", GetApi),
+            ("/healthz", Healthz),
+            ("/wechat-sign.js", Script),
+        ]
+        if settings.server.page:
+            routes.append(("/", Page))
+        # `GET http://host/path`, as proxies may ask, is taken for `GET /path`.
+        routes = [(f"(?:(?i:https?)://[^/]*)?{path}", handler) for path, handler in routes]
+        super().__init__(routes, default_handler_class=NotFound)
+        self.page_hosts = settings.jssdk.page_hosts
         self.tickets = tickets
         self.wx_config = WxConfig(settings.wechat.appid, settings.jssdk)
-        self._trusted_proxies = settings.server.trusted_proxies
-        self._page = settings.server.page
+        self.trusted_proxies = settings.server.trusted_proxies
         self.stopping = False
-        self._throttle = Throttle()
-        self.warned: dict[str, None] = {}
-        """The last pages that the log has a warning about."""
-        self._routes: dict[str, type[BaseHandler]] = {
-            "/getApi": GetApi,
-            "/healthz": Healthz,
-            "/wechat-sign.js": Script,
-        }
-        if settings.server.page:
-            self._routes["/"] = Page
-        super().__init__()
-
-    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> Reception:
-        """Tornado calls it when a connection begins to wait for its next request."""
-        return Reception(self, server_conn, request_conn)
-
-    def find_handler(self, request: HTTPServerRequest, **_: Any) -> Any:
-        """In place of Tornado's, which looks for a pattern that matches."""
-        return self.get_handler_delegate(request, self._routes.get(request.path, NotFound))
 
     def log_request(self, handler: RequestHandler) -> None:
-        """Failures at WARNING and ERROR with the reason, of each status one in a second; where
-        all is logged, the rest at INFO. Never a query: that may have what is secret in it."""
-        status = handler.get_status()
+        """Logs failures at WARNING and ERROR with the reason, the rest at INFO. Never a query:
+        that may have what is secret in it."""
+        status, request = handler.get_status(), handler.request
         level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
         if not access_log.isEnabledFor(level):
             return
-        request, refusal = handler.request, getattr(handler, "refusal", "")
-        took = 1000 * request.request_time()
+        what = f"{status} {printable(str(request.method), 20)} {for_log(request.path)}"
+        if isinstance(handler, GetApi) and "url=" in request.query:
+            what += f" for {for_log(request.query.partition('url=')[2])}"
+        what += f" from {self.client_of(handler)}, {1000 * request.request_time():.1f} ms"
+        refusal = getattr(handler, "refusal", "")
+        what += f": {refusal}" if refusal else ""
+        if refusal and "Referer" in request.headers:
+            what += f"; Referer {for_log(request.headers['Referer'])}"
+        access_log.log(level, "%s", what, extra={"kind": f"{status}s"})
 
-        def write(like_it: str) -> None:
-            what = f"{status} {printable(str(request.method), 20)} {asked_for(request.path)}"
-            page = asked_for(url_in(request.query)) if isinstance(handler, GetApi) else ""
-            what += f" for {page}" if page else ""
-            what += f" from {self.client_of(request)}, {took:.1f} ms"
-            what += f": {refusal}" if refusal else ""
-            if refusal and "Referer" in request.headers:
-                what += f"; Referer {shown(request.headers['Referer'])}"
-            access_log.log(level, "%s%s", what, like_it)
-
-        self.log_one(status, write)
-
-    def log_one(self, kind: str | int, write: Callable[[str], None]) -> None:
-        """Has it logged; one of a kind in a second, but where all is logged."""
-        if access_log.isEnabledFor(logging.INFO):
-            write("")
-        else:
-            self._throttle.log(kind, write)
-
-    def client_of(self, request: HTTPServerRequest) -> str:
-        """The client's address."""
-        headers = request.headers
-        forwarded = headers.get("X-Forwarded-For") or headers.get("X-Real-Ip", "")
-        return process.client_address(str(request.remote_ip), forwarded, self._trusted_proxies)
-
-    def tells_address(self, request: HTTPServerRequest) -> bool:
-        """Whether the caller may know this host's address: who asks on this host, by no proxy."""
-        proxied = any(name in request.headers for name in FORWARDED)
-        is_here = not proxied and process.is_loopback(self.client_of(request))
-        return self._page == "address" or is_here
-
-
-class Reception(HTTPMessageDelegate):
-    """Takes a request in and finds its handler. Tornado's own also parses the query's arguments
-    and copies them deeply, for handlers that ask for them; here that were a twentieth of a request
-    for nothing."""
-
-    def __init__(
-        self, application: SigningApplication, server_conn: object, request_conn: HTTPConnection
-    ) -> None:
-        self._application = application
-        self._connections: dict[str, Any] = {
-            "server_connection": server_conn,
-            "connection": request_conn,
-        }
-        self._delegate: Any = None
-
-    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
-        """`GET http://host/path`, as proxies may ask, is taken for `GET /path`."""
-        path, _, query = start_line.path.partition("?")
-        if not path.startswith("/"):
-            path = ABSOLUTE_FORM.sub("/", path, count=1)
-        start_line = start_line._replace(path=path)
-        request = HTTPServerRequest(start_line=start_line, headers=headers, **self._connections)
-        request.query = query
-        self._delegate = self._application.find_handler(request)
-        return self._delegate.headers_received(start_line, headers)
-
-    def data_received(self, chunk: bytes) -> Any:
-        return self._delegate.data_received(chunk)
-
-    def finish(self) -> None:
-        self._delegate.finish()
+    def client_of(self, handler: RequestHandler) -> str:
+        """The client's address. Where a proxy names it in two ways, one may be the client's own
+        invention: then both."""
+        peer, headers = str(handler.request.remote_ip), handler.request.headers
+        told = (headers.get("X-Real-Ip", ""), headers.get("X-Forwarded-For", ""))
+        clients = [process.client_address(peer, one, self.trusted_proxies) for one in told if one]
+        one_or_two = dict.fromkeys(clients)
+        return " or ".join(one_or_two) or process.client_address(peer, "", self.trusted_proxies)
 
 
 class BaseHandler(RequestHandler):
@@ -214,11 +168,11 @@ class BaseHandler(RequestHandler):
         self.clear_header("Server")
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
-        page_hosts = self.application.jssdk.page_hosts
+        page_hosts = self.application.page_hosts
         if page_hosts:
             self.set_header("Vary", "Origin")
             origin = self.request.headers.get("Origin", "")
-            if ORIGIN.fullmatch(origin) and host_is_listed(host_of(origin), page_hosts):
+            if origin and host_is_listed(host_of(origin.lower()), page_hosts):
                 self.set_header("Access-Control-Allow-Origin", origin)
                 # No answer depends on cookies; some pages send them with every request.
                 self.set_header("Access-Control-Allow-Credentials", "true")
@@ -229,7 +183,7 @@ class BaseHandler(RequestHandler):
 
     def options(self) -> None:
         self.set_status(204)
-        self.set_header("Allow", "GET, HEAD, OPTIONS")
+        self.set_header("Allow", METHODS)
         if "Access-Control-Allow-Origin" in self._headers:
             self.set_header("Access-Control-Allow-Methods", "GET, HEAD")
             self.set_header("Access-Control-Max-Age", "600")
@@ -246,24 +200,19 @@ class BaseHandler(RequestHandler):
         """None: no answer is the same twice."""
         return None
 
-    def check_etag_header(self) -> bool:
-        """Tornado looks for one that matches even where there is none."""
-        return "Etag" in self._headers and super().check_etag_header()
-
-    def finish_compressed(self, text: str) -> None:
-        """Ends with a long text, gzipped for clients that accept it. Tornado's
-        compress_response would cost every signature something."""
-        body = text.encode()
+    def finish_compressed(self, body: Compressed) -> None:
+        """Ends with a long text, gzipped for clients that accept it."""
         self.add_header("Vary", "Accept-Encoding")
         if ACCEPTS_GZIP.search(self.request.headers.get("Accept-Encoding", "")):
             self.set_header("Content-Encoding", "gzip")
-            body = gzip.compress(body, 6)
-        self.finish(body)
+            self.finish(body.gzipped)
+        else:
+            self.finish(body.text)
 
-    def finish_json(self, told: dict[str, Any]) -> None:
-        """Ends with what is told; Chinese stays readable in a terminal."""
+    def finish_json(self, body: dict[str, Any]) -> None:
+        """Ends with this; Chinese stays readable in a terminal."""
         self.set_header("Content-Type", "application/json; charset=UTF-8")
-        self.finish(json.dumps(told, ensure_ascii=False))
+        self.finish(json.dumps(body, ensure_ascii=False))
 
     def refuse(self, status: int, /, error: str, *, reason: str = "", **more: Any) -> None:
         self.set_status(status)
@@ -271,9 +220,11 @@ class BaseHandler(RequestHandler):
         self.finish_json({"error": error, **more})
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = self._reason
         if status_code == 405:
-            self.set_header("Allow", "GET, HEAD, OPTIONS")
-        self.refuse(status_code, self._reason)
+            self.set_header("Allow", METHODS)
+            error = "send GET /getApi?url=, with the page's url in the query and no body"
+        self.refuse(status_code, error)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if not isinstance(value, HTTPError):  # the access log has those
@@ -293,35 +244,25 @@ class NotFound(BaseHandler):
 class GetApi(BaseHandler):
     """`GET /getApi?url=PAGE`: what the page hands to `wx.config`."""
 
-    def get(self) -> Awaitable[None] | None:
+    async def get(self) -> None:
+        shared, headers = self.application, self.request.headers
+        referer = headers.get("Referer", "")
+        is_entry = bool(referer and MAY_BE_AN_ENTRY.search(headers.get("User-Agent", "")))
         try:
             query = self.request.query.encode("latin-1")
-            referer = self.request.headers.get("Referer", "")
-            url = page_url(query, self.application.jssdk.page_hosts, referer)
+            url = page_url(query, shared.page_hosts, referer, is_entry=is_entry)
+            ticket = shared.tickets.held() or await shared.tickets.current()
         except SigningError as error:
             self.refuse_for(error)
-            return None
-        ticket = self.application.tickets.held()
-        if ticket is None:
-            return self.wait(url, referer)
-        self.sign(url, referer, ticket)
-        return None
-
-    async def wait(self, url: str, referer: str) -> None:
-        try:
-            ticket = await self.application.tickets.current()
-        except SigningError as error:
-            self.refuse_for(error)
-        else:
-            self.sign(url, referer, ticket)
-
-    def sign(self, url: str, referer: str, ticket: str) -> None:
+            return
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         # What was signed, for comparing; the JSON has wx.config's keys and no others.
         self.set_header("Signed-Url", url[:2048])  # nginx takes 4 KiB of headers by default
-        self.finish(self.application.wx_config.sign(url, ticket))
-        if referer not in ("", url):
-            self.compare(url, referer)
+        self.finish(shared.wx_config.sign(url, ticket))
+        if not is_entry and referer not in ("", url):
+            self.warn_of_change(url, referer)
+        if "Origin" in headers and "Access-Control-Allow-Origin" not in self._headers:
+            self.warn_of_origin(headers["Origin"])
 
     def refuse_for(self, error: SigningError) -> None:
         status, answer = http_error(error)
@@ -329,26 +270,26 @@ class GetApi(BaseHandler):
             self.set_header("Retry-After", str(self.application.tickets.retry_after))
         self.refuse(status, **answer, reason=error.kind)
 
-    def compare(self, url: str, referer: str) -> None:
-        """Warns, once for a page, where the Referer shows that its url was changed on its way."""
-        page, warned = shown(referer), self.application.warned
-        # On iOS a single-page app rightly signs another url: the one it was entered by.
-        ios = re.search("iPhone|iPad", self.request.headers.get("User-Agent", ""))
-        change = "" if ios or page in warned else difference(url, referer)
-        if not change:
-            return
-
-        def write(like_it: str) -> None:
-            if len(warned) == PAGES_REMEMBERED:
-                del warned[next(iter(warned))]
-            warned[page] = None
-            log.warning(
+    def warn_of_change(self, url: str, referer: str) -> None:
+        """Warns where the Referer tells that the page's url was cut, or something added to it."""
+        change = cut_or_added(url, referer)
+        if change:
+            access_log.warning(
                 "signed for the page %s another url than its own: %s. Send it as "
-                "encodeURIComponent(location.href.split('#')[0]), and let no proxy change it%s",
-                *(page, change, like_it),
+                "encodeURIComponent(location.href.split('#')[0]), and let no proxy change it",
+                *(for_log(referer), change),
+                extra={"kind": "changed urls"},
             )
 
-        self.application.log_one("changed url", write)
+    def warn_of_origin(self, origin: str) -> None:
+        """Warns where a browser throws the answer away: the page is of an origin not allowed."""
+        host = printable(host_of(origin.lower()) or "the page's host", 253)
+        access_log.warning(
+            "signed for a page on %s, whose browser will not let it read this answer: "
+            "list %s in page_hosts",
+            *(host, host),
+            extra={"kind": "origins"},
+        )
 
 
 def http_error(error: SigningError) -> tuple[int, dict[str, Any]]:
@@ -370,42 +311,45 @@ class Healthz(BaseHandler):
     def get(self) -> None:
         tickets = self.application.tickets
         known, now = tickets.known, tickets.clock()
-        told: dict[str, Any] = {"cache": tickets.cache_state}
+        body: dict[str, Any] = {"cache": tickets.cache_state}
         if known.error is not None:
-            knows = self.application.tells_address(self.request)
-            advice = known.error.advice if knows else known.error.public_advice
-            told |= {"error": known.error.kind, "advice": advice.en, "advice_zh": advice.zh}
+            advice = known.error.public_advice
+            body |= {"error": known.error.kind, "advice": advice.en, "advice_zh": advice.zh}
         if isinstance(known.error, WeChatRefused):
-            told["errcode"] = known.error.errcode
+            body["errcode"] = known.error.errcode
         ticket = known.usable(now)
         if ticket is not None:
             ages = {"ticket_age": int(now - known.fresh_at)}
             ages["ticket_usable_for"] = int(ticket.usable_until - now)
-            self.finish_json({"status": "ok", **ages, **told})
+            self.finish_json({"status": "ok", **ages, **body})
         else:
-            self.refuse(503, **{"error": "no ticket yet", "status": "failing", **told})
+            self.refuse(503, **{"error": "no ticket yet", "status": "failing", **body})
 
 
 class Page(BaseHandler):
     """`GET /`: the page that, opened on a phone inside WeChat, shows what works."""
 
     def get(self) -> None:
-        nonce = secrets.token_urlsafe(12)
         self.set_header("Content-Type", "text/html; charset=UTF-8")
-        self.set_header("Content-Security-Policy", PAGE_POLICY.format(nonce=nonce))
+        self.set_header("Content-Security-Policy", PAGE_POLICY)
         self.set_header("X-Frame-Options", "DENY")
         self.set_header("Referrer-Policy", "same-origin")  # /getApi compares it with the url
-        self.finish_compressed(PAGE.replace("{{nonce}}", nonce))
+        self.finish_compressed(PAGE)
 
 
 class Script(BaseHandler):
     """`GET /wechat-sign.js`: the page's half, for any origin to load."""
 
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        # The same for all, since some CDNs take no notice of Vary.
+        self.set_header("Access-Control-Allow-Origin", "*")
+        self.clear_header("Access-Control-Allow-Credentials")
+        self.clear_header("Vary")
+
     def get(self) -> None:
         self.set_header("Content-Type", "text/javascript; charset=UTF-8")
         self.set_header("Cache-Control", "public, max-age=3600")
-        if "Access-Control-Allow-Origin" not in self._headers:
-            self.set_header("Access-Control-Allow-Origin", "*")
         self.finish_compressed(SCRIPT)
 
     def compute_etag(self) -> str:
@@ -482,7 +426,9 @@ def log_to_stderr(*, verbose: bool) -> None:
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("tornado").setLevel(logging.WARNING)
-    if verbose:
+    if not verbose:
+        access_log.addFilter(Throttle())
+    else:
         access_log.setLevel(logging.INFO)
         for name in ("server", "wechat_sign"):
             logging.getLogger(name).setLevel(logging.DEBUG)
@@ -495,7 +441,11 @@ def settings_from(given: argparse.Namespace, limits: Limits) -> Settings:
 
         wechat = Sandbox().start()
         account = WeChatSettings(appid=wechat.appid, secret=wechat.secret, api=wechat.url)
-        settings = Settings(wechat=account, server=ServerSettings(address="127.0.0.1"))
+        settings = Settings(
+            wechat=account,
+            jssdk=JssdkSettings(page_hosts=("*",)),
+            server=ServerSettings(address="127.0.0.1"),
+        )
     else:
         settings = load_settings(given.config, os.environ)
     given_here = {"address": given.address, "port": given.port}

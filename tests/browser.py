@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -35,6 +34,8 @@ from harness import (
     unavailable,
     write_ini,
 )
+
+from server import hashes_of
 
 NPM = Path(__file__).with_name(".npm")
 """The packages that were fetched; no part of the project."""
@@ -443,19 +444,19 @@ class Site:
 
     def passed_on(self, path: str, headers: Message) -> tuple[int, list[tuple[str, str]], bytes]:
         """Status, headers and body of the server's answer."""
-        kept = {name: headers[name] for name in ("Host", "Referer", "User-Agent") if headers[name]}
-        with urlopen(Request(self.server + path, headers=kept), timeout=PATIENCE) as answer:  # noqa: S310
+        sent = {name: headers[name] for name in ("Host", "Referer", "User-Agent") if headers[name]}
+        policy = ["-", "-"]
+        with urlopen(Request(self.server + path, headers=sent), timeout=PATIENCE) as answer:  # noqa: S310
             body = answer.read()
             if path.partition("?")[0] == "/":
                 text = body.decode().replace(
                     "https://res.wx.qq.com/open/js/jweixin-1.6.0.js", "/jweixin.js"
                 )
-                nonce = re.search('nonce="(.*?)"', text)
-                assert nonce
-                bridge = f'<script nonce="{nonce[1]}" src="/bridge.js"></script>'
-                body = text.replace("<main>", bridge + "<main>").encode()
+                policy = [hashes_of("script", html) for html in (body.decode(), text)]
+                body = text.replace("<main>", '<script src="/bridge.js"></script><main>').encode()
             dropped = ("content-length", "connection", "date", "server")
-            return 200, [h for h in answer.getheaders() if h[0].lower() not in dropped], body
+            kept = [h for h in answer.getheaders() if h[0].lower() not in dropped]
+            return 200, [(name, value.replace(*policy)) for name, value in kept], body
 
 
 class Local(ThreadingHTTPServer):

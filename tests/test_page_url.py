@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from urllib.parse import quote, unquote
 
@@ -11,18 +12,25 @@ import urls
 from harness import PAGE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from urls import ESCAPERS, NOW, Outcomes, browsers_host, browsers_href, is_a_double, measure
+from urls import (
+    ESCAPERS,
+    NOW,
+    Outcomes,
+    browsers_host,
+    browsers_href,
+    is_a_double,
+    measure,
+    real_pages,
+)
 
 from wechat_sign.errors import BadPageUrl, PageHostNotAllowed
 from wechat_sign.page_url import (
     MAX_LENGTH,
-    asked_for,
-    difference,
+    cut_or_added,
+    for_log,
     host_is_listed,
     host_of,
     page_url,
-    shown,
-    url_in,
 )
 
 
@@ -43,6 +51,8 @@ from wechat_sign.page_url import (
         ("url=https%3A//a/b", "https://a/b"),
         ("url=https%3A%2F%2Fa%2F%23%2Froute&x=1", "https://a/"),
         ("url=https%3A%2F%2Fa%2F%3Fx%3D%2525%2520", "https://a/?x=%25%20"),
+        ("url=https%3A%2F%2Fa%2F&url=https%3A%2F%2Fb%2F", "https://a/"),
+        ("url=https%3A%2F%2Fa%2F%3Fx%3D%&_=1", "https://a/?x=%"),
     ],
 )
 def test_the_url_comes_out_as_the_page_has_it(query: str, url: str) -> None:
@@ -85,8 +95,6 @@ def test_escaped_with_its_scheme_left_bare_it_is_unescaped_once(sent: str, url: 
         "https://a/?c%3D1=2",  # = stands bare
         "https://a/?b=1%26c%3D2",
         "https://a/?b=%2B&c=2",
-        "https://a/?q=C%2B%2B+d",  # + stands bare
-        "https://a/x;y%3Bz",
         "https://a/?q=100%25",  # no page has a % without its two digits
         "https://a/?b=1%2C2&c=3,4&d=%25E4",
         "https://a/?q=H%26M",
@@ -135,7 +143,6 @@ def test_a_referer_that_is_another_page_changes_nothing(sent: str, url: str) -> 
         "https://a/?b=%25E4%25B8%25AD&c=2",
         "https://a/%25E4?b=1&c=2",
         "https://a/?b=%5B1%5D&c=%25E4",
-        "https://a/?b=1%2C2&c=%25E4",  # Python's quote(href, safe=":/?&=")
         quote("https://a/?b=%25E4%25B8%25AD&c=2", safe=""),
         quote("https://a/%25E4%25B8%25AD", safe=""),
         quote("https://a/?b=%5B1%5D&c=%25E4", safe=""),
@@ -209,11 +216,18 @@ def test_without_a_given_time_it_is_now() -> None:
         page_url(f"url=https://a/?b=1&t={time.time_ns() // 1_000_000}".encode())
 
 
-def test_a_parameter_behind_a_raw_url_without_a_query_is_refused() -> None:
-    with pytest.raises(BadPageUrl, match="&lang=… seems to be appended"):
-        page_url(b"url=https://a/b&lang=zh&x=1")
-    assert page_url(b"url=https://a/b&lang=zh", (), "https://a/b") == "https://a/b"
-    assert page_url(b"url=https://a/H&M/") == "https://a/H&M/"
+@pytest.mark.parametrize(
+    "query",
+    [
+        "url=https://a/x?b=%E4%26c=2",  # href.replace(/&/g, '%26')
+        "url=https://a/x?b=%2Fd%26c=2%26e=",
+        "url=https:%2F%2Fa%2Fx%3Fb=1&c=2",  # Go's PathEscape
+        "url=https%3A%2F%2Fa%2Fx?b=1&c=2",
+    ],
+)
+def test_what_was_escaped_in_part_is_refused(query: str) -> None:
+    with pytest.raises(BadPageUrl, match=r"escaped in part.*; send it as encodeURIComponent"):
+        page_url(query.encode())
 
 
 @pytest.mark.parametrize(
@@ -238,7 +252,6 @@ def test_scheme_host_and_port_are_signed_as_browsers_have_them(sent: str, href: 
     [
         "http://a:443/",
         "https://a:80/",
-        "https://user:pw@a/",
         "http://10.0.0.7:8080/?",
         "http://[::1]:8060/",
         "https://a/^|b/...//..x/%41%7e;p=(1)!*'$,@:~?/../&q={[`^|\\]}",
@@ -298,18 +311,17 @@ def test_an_ampersand_of_html_is_signed_where_the_page_has_it() -> None:
         ("url", "empty"),
         ("url=&x=1", "empty"),
         ("url=%23a", "empty"),
-        ("url=https%3A%2F%2Fa&url=https%3A%2F%2Fb", "more than one"),
-        ("url=&url=https://b", "more than one"),
-        ("url=ftp://a/", "must begin with http:// or https://, not with 'ftp://a/'"),
+        ("url=&url=https://b", "empty"),
+        ("url=ftp://a/", "must begin with http:// or https://"),
         ("url=javascript%3Aalert(1)", "http:// or https://"),
-        ("url=h5.example.com/a/long/path", "not with 'h5.example.com/a/lon'"),
-        ("url=undefined", "not with 'undefined'"),
-        ("url=%E4%B8%AD", re.escape(r"not with '\u4e2d'")),
+        ("url=/?code=SECRET", "https://; send it as encodeURIComponent"),
+        ("url=undefined", "must begin with"),
         ("url=http:/a", "http:// or https://"),
         ("url=https://", "no host"),
         ("url=https:///a", "no host"),
         ("url=https://:80/", "no host"),
         ("url=https://user@/", "no host"),
+        ("url=https://user:pw@a/", "no host, or a user, which location.href never has"),
         ("url=https://a:b/", "no host"),
         ("url=https:%2F%2F\\a", "no host"),
         ("url=https%3A%2F%2Fa%2F%0D%0Ax", "whitespace or a control character"),
@@ -320,8 +332,7 @@ def test_an_ampersand_of_html_is_signed_where_the_page_has_it() -> None:
         ("url=https%3A%2F%2Fa%2F%E3%80%80", "whitespace or a control character"),
         ("url=https%3A%2F%2Fa%2F%FF", "UTF-8"),
         ("url=https%3A%2F%2Fa%2F%ED%A0%80", "UTF-8"),
-        ("url=https%3A%2F%2Fa%2F%zz", "two hex digits"),
-        ("url=https%3A%2F%2Fa%2F%", "two hex digits"),
+        ("url=https%3A%2F%2Fa%2F?x=1&y=2", "its = and & were not"),
         ("url=https%253A%252F%252Fa%252F", "escaped twice"),
         ("url=https:%252F%252Fa%252F", "escaped twice"),
         ("url=HTTP%253a//a", "escaped twice"),
@@ -367,8 +378,18 @@ HOSTS = {
 
 def test_the_host_is_the_one_a_browser_would_go_to() -> None:
     for url, host in HOSTS.items():
-        assert host_of(url) == host, url
         assert browsers_host(url) in (host, None) or url.startswith("ftp:"), url
+        for listed in ("h5.example.com", "evil.com", "[::1]"):
+            with suppress(BadPageUrl, PageHostNotAllowed):
+                page_url(f"url={quote(url, safe='')}".encode(), (listed,))
+                assert listed == host, url
+
+
+def test_the_host_of_an_origin() -> None:
+    assert host_of("https://h5.example.com") == "h5.example.com"
+    assert host_of("http://[::1]:8060") == "[::1]"
+    for odd in ("null", "", "h5.example.com", "https://h5.example.com@evil.com", "https://a b"):
+        assert host_of(odd) == ""
 
 
 LISTED = ("h5.example.com", "*.example.net", "[::1]")
@@ -391,9 +412,6 @@ def test_hosts_on_the_list(host: str) -> None:
         "h5.example.com.evil.com",
         "h5.example.com.",
         "xh5.example.com",
-        "evil.com%2f.example.net",
-        "evil.com／.example.net",
-        "evil.com\n.example.net",
     ],
 )
 def test_hosts_not_on_the_list(host: str) -> None:
@@ -404,7 +422,7 @@ def test_without_a_list_every_page_is_signed() -> None:
     assert page_url(b"url=https://anything/", ()) == "https://anything/"
     assert page_url(b"url=https://h5.example.com/", LISTED) == "https://h5.example.com/"
     with pytest.raises(PageHostNotAllowed, match=r"on evil\.com"):
-        page_url(b"url=https://h5.example.com@evil.com/", LISTED)
+        page_url(b"url=https://evil.com/", LISTED)
 
 
 TRICKS = [
@@ -491,9 +509,14 @@ SHARES = {
     "Spring, Swift": (97, 0),
     "lighttpd": (97, 0),
     "Angular": (90, 1),
-    "okhttp, addEncoded": (55, 6),
+    "okhttp, addEncoded": (55, 8),
+    "only & escaped": (60, 8),
+    "only the first & escaped": (50, 20),
+    "Go's PathEscape": (45, 2),
+    "escape()": (96, 0),
+    "decoded, then raw": (50, 17),
     "encodeURI": (60, 0.6),
-    "quote(safe=':/?&=')": (50, 9),
+    "quote(safe=':/?&=')": (50, 18),
     "encodeURIComponent(encodeURI)": (50, 0.6),
     "encodeURIComponent(decode)": (50, 17),
     "  of which bytes can tell": (0, 0),
@@ -517,9 +540,18 @@ def test_pages_are_right_or_refused() -> None:
         assert share(table[escaper], "wrong") <= wrong, escaper
 
 
-def test_with_the_pages_own_referer_every_proper_escaper_is_right() -> None:
-    for escaper, found in measure(sample(), PROPER, referer=True).items():
-        assert share(found, "right") == 100, escaper
+def test_with_the_pages_own_referer_every_proper_escaper_is_right_and_hardly_any_wrong() -> None:
+    table = measure(sample(), referer=lambda page: page)
+    for escaper, found in table.items():
+        assert share(found, "right") == 100 or escaper not in PROPER, escaper
+        assert share(found, "wrong") < 2, escaper
+
+
+def test_the_kinds_of_urls_that_real_pages_have_are_right_or_refused() -> None:
+    for escaper, found in measure([page for page in real_pages() if not is_a_double(page)]).items():
+        least, most = (97, 0) if escaper in ("encodeURIComponent", "form", "raw") else (0, 20)
+        assert share(found, "right") >= least, escaper
+        assert share(found, "wrong") <= most, escaper
 
 
 def test_the_sample_is_of_many_kinds() -> None:
@@ -536,51 +568,64 @@ def test_yarls_rule_is_yarls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "referer", "told"),
+    ("url", "page", "reason"),
     [
-        ("https://a/?x=%2B", "https://a/?x=+", "it has '%2B' where the page has '+'"),
-        ("https://a/?x=b/c&y", "https://a/?x=b%2Fc&y", "it has '/' where the page has '%2F'"),
-        ("https://a/%25E4?x=%25", "https://a/%E4?x=%25", "it has '%25E4' where the page has '%E4'"),
-        ("https://a/?x=%20", "https://a/?x=+", "it has '%20' where the page has '+'"),
-        ("https://a/%e4", "https://a/%E4", "it has '%e4' where the page has '%E4'"),
-        ("https://a/?x=%85", "https://a/?x=\x85", "it has '%85' where the page has '\\x85'"),
+        ("https://a/?x=%2B", "https://a/?x=+", "url has '%2B' where its page has '+'"),
+        ("https://a/?x=b/c&y", "https://a/?x=b%2Fc&y", "url has '/' where its page has '%2F'"),
+        (
+            "https://a/%E3?x=%25",
+            "https://a/%25E3?x=%25",
+            "url has '%E3' where its page has '%25E3'",
+        ),
+        ("https://a/?x=%20", "https://a/?x=+", "url has '%20' where its page has '+'"),
+        ("https://a/%e4", "https://a/%E4", "url has '%e4' where its page has '%E4'"),
+    ],
+)
+def test_a_url_that_equals_the_referer_but_for_its_escapes_is_refused(
+    url: str, page: str, reason: str
+) -> None:
+    query = f"url={quote(url, safe='')}".encode()
+    with pytest.raises(BadPageUrl, match=re.escape(reason) + ", by the Referer; send it as enc"):
+        page_url(query, (), page)
+    # On iOS the page may be signed by its url of entry.
+    assert page_url(query, (), page, is_entry=True) == url
+    assert page_url(query, (), "https://a/") == url
+
+
+@pytest.mark.parametrize(
+    ("url", "referer", "change"),
+    [
         ("https://a/p", "https://a/p?code=SECRET", "it is cut before the page's '?code'"),
         ("https://a/?x=1", "https://a/?x=1&code=SECRET", "it is cut before the page's '&code'"),
         ("https://a/?x=1", "https://a/?x=1%26SECRET", "it is cut before the page's '%26'"),
         ("https://a/?x=1", "https://a/?x=1&SECRET", "it is cut before the page's '&'"),
         ("https://a/?x=1&_=17", "https://a/?x=1", "it has '&_' added to it"),
         ("https://a/p?v=SECRET", "https://a/p", "it has '?v' added to it"),
+        ("https://a/?x=1", "https://a/?x=1", ""),
+        ("https://a/?x=1", "https://a/", ""),  # all that another origin tells
+        ("https://a/?x=1", "", ""),
+        ("https://a/", "https://a/detail", ""),
+        ("https://a/app", "https://a/application?x=1", ""),
+        ("https://a/?id=1", "https://a/?id=12", ""),
+        ("https://a/?id=12", "https://a/p?id=1", ""),
+        ("https://a/?id=1", "https://b/?id=1", ""),
+        ("https://a/?id=1", "http://a/?id=1&x=2", ""),
+        ("https://a/?id=1", "no url", ""),
     ],
 )
-def test_a_referer_tells_what_became_of_its_pages_url(url: str, referer: str, told: str) -> None:
-    assert difference(url, referer) == told
-
-
-@pytest.mark.parametrize(
-    ("url", "referer"),
-    [
-        ("https://a/?x=1", "https://a/?x=1"),
-        ("https://a/?x=1", "https://a/"),  # all that another origin tells
-        ("https://a/?x=1", ""),
-        ("https://a/", "https://a/detail"),
-        ("https://a/app", "https://a/application?x=1"),
-        ("https://a/?id=1", "https://a/?id=12"),
-        ("https://a/?id=12", "https://a/p?id=1"),
-        ("https://a/?id=1", "https://b/?id=1"),
-        ("https://a/?id=1", "http://a/?id=1&x=2"),
-        ("https://a/?id=1", "no url"),
-    ],
-)
-def test_a_referer_of_another_page_tells_nothing(url: str, referer: str) -> None:
-    assert difference(url, referer) == ""
+def test_a_referer_tells_whether_its_pages_url_was_cut_or_lengthened(
+    url: str, referer: str, change: str
+) -> None:
+    assert cut_or_added(url, referer) == change
 
 
 def test_what_the_log_shows_of_a_url_is_printable_and_short_and_has_no_query() -> None:
-    assert shown("https://h5.example.com/a?code=SECRET#x") == "h5.example.com/a"
-    assert shown("https://somebody:SECRET@h5.example.com/a") == "h5.example.com/a"
-    assert shown("nonsense\x9b2J") == r"nonsense\x9b2J"
-    assert shown("") == ""
-    assert len(shown("https://a/" + "x" * 9000)) == 200
+    assert for_log("https://h5.example.com/a?code=SECRET#x") == "h5.example.com/a"
+    assert for_log("https://somebody:SECRET@h5.example.com/a") == "h5.example.com/a"
+    assert for_log("nonsense\x9b2J") == "nonsense\N{REPLACEMENT CHARACTER}2J"
+    assert for_log("%1B[2J") == r"\x1b[2J"
+    assert for_log("") == ""
+    assert len(for_log("https://a/" + "x" * 9000)) == 200
 
 
 @pytest.mark.parametrize(
@@ -593,27 +638,11 @@ def test_what_the_log_shows_of_a_url_is_printable_and_short_and_has_no_query() -
         "h5.example.com/a?code=SECRET",
     ],
 )
-def test_of_whatever_url_is_asked_for_the_log_shows_host_and_path(sent: str) -> None:
-    assert asked_for(url_in(f"x=SECRET&url={sent}")) == "h5.example.com/a"
-    assert url_in("page=https://h5.example.com/a") == ""
-    assert asked_for("https://h5.example.com/%E4%B8%AD/%FF") == "h5.example.com/中/�"
-    assert asked_for("https://h5.example.com/\xe4\xb8\xad") == "h5.example.com/中"
-    assert asked_for("/getApi%253Furl=https:%2F%2Fa%3Fcode%3DSECRET") == "/getApi"
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "https://h5.example.com/%3Fid%3D~%21%2A%28%29",
-        "https://h5.example.com/%3Ft%3D100%25",
-        "https://h5.example.com/?t%3Da%3Db",
-        "https://h5.example.com/?id%3DH%26M",
-    ],
-)
-def test_an_escaper_that_leaves_some_of_its_marks_is_not_guessed_at(value: str) -> None:
-    with pytest.raises(BadPageUrl, match="send it as encodeURIComponent"):
-        page_url(f"url={value}".encode())
-    assert page_url(f"url={value}".encode(), referer=value) == value
+def test_however_a_url_is_escaped_the_log_shows_host_and_path(sent: str) -> None:
+    assert for_log(sent) == "h5.example.com/a"
+    assert for_log("https://h5.example.com/%E4%B8%AD/%FF") == "h5.example.com/中/�"
+    assert for_log("https://h5.example.com/\xe4\xb8\xad") == "h5.example.com/中"
+    assert for_log("/getApi%253Furl=https:%2F%2Fa%3Fcode%3DSECRET") == "/getApi"
 
 
 @pytest.mark.parametrize("query", ["off=50%25&from=timeline", "off=50%25off", "t=100%25+cotton"])

@@ -3,7 +3,8 @@
     .venv/bin/python tests/urls.py --pages 20000
 
 A page is what a browser (ada, a WHATWG parser) has in location.href for links as people and
-frameworks write them. Awkward values are more frequent here than in the field.
+frameworks write them: generated ones, in which awkward values are more frequent than in the field,
+and those of page-urls.txt, which are of the kinds that real pages have.
 """
 
 from __future__ import annotations
@@ -168,6 +169,13 @@ def pages_escaped_twice(count: int, seed: int = 9) -> Iterator[str]:
         yield f"https://h5.example.com/detail.html?{'&'.join(pairs[rng.randint(0, 1) : 3])}"
 
 
+def real_pages() -> list[str]:
+    """Those of page-urls.txt, in which hosts, ids and names are made up."""
+    lines = Path(__file__).with_name("page-urls.txt").read_text(encoding="utf-8").splitlines()
+    hrefs = [browsers_href(line.partition("\t")[2]) for line in lines if line[0] != "#"]
+    return [href for href in hrefs if href is not None]
+
+
 def browsers_href(url: str) -> str | None:
     """location.href without its fragment; None where a browser takes the url for none."""
     try:
@@ -256,6 +264,11 @@ ESCAPERS: dict[str, Callable[[str], str]] = {
     "Angular": angular,
     "lighttpd": lighttpd,
     "okhttp, addEncoded": okhttp,
+    "only & escaped": lambda page: "url=" + page.replace("&", "%26"),
+    "only the first & escaped": lambda page: "url=" + page.replace("&", "%26", 1),
+    "Go's PathEscape": lambda page: "url=" + quote(page, safe="-_.~$&+:=@"),
+    "escape()": lambda page: "url=" + quote(page, safe="@*_+-./"),
+    "decoded, then raw": lambda page: f"url={decode_uri_component(page)}",
     "encodeURI": lambda page: f"url={encode_uri(page)}",
     "quote(safe=':/?&=')": lambda page: "url=" + quote(page, safe=":/?&="),
     "encodeURIComponent(encodeURI)": lambda page: f"url={component(encode_uri(page))}",
@@ -281,32 +294,38 @@ def outcome(page: str, query: str, referer: str = "") -> str:
 
 
 def measure(
-    sample: Sequence[str], escapers: Iterable[str] = ESCAPERS, *, referer: bool = False
+    sample: Sequence[str],
+    escapers: Iterable[str] = ESCAPERS,
+    *,
+    referer: Callable[[str], str] = lambda _: "",
 ) -> dict[str, Outcomes]:
-    """What becomes of the pages, by escaper; with the Referer of a page of the server's origin."""
+    """What becomes of the pages, by escaper; `referer` gives what comes with a page's request."""
     counted: dict[str, Outcomes] = {}
     for escaper in escapers:
         counted[escaper], escape = Counter(), ESCAPERS[escaper]
         for page in sample:
             with suppress(ValueError):  # the page has no such url: JavaScript raises URIError
-                counted[escaper][outcome(page, escape(page), page if referer else "")] += 1
+                counted[escaper][outcome(page, escape(page), referer(page))] += 1
     return counted
 
 
+REFERERS: dict[str, Callable[[str], str]] = {
+    "none": lambda _: "",
+    "an origin": lambda page: "/".join(page.split("/", 3)[:3]) + "/",
+    "the page": lambda page: page,
+}
+
+
 def print_table(title: str, sample: Sequence[str]) -> None:
-    print(f"\n{title}: {len(sample)}\n")
-    print(
-        f"{'% of pages':31}{'right':>8}{'refused':>9}{'wrong':>8}{'wrong':>8}   with Referer: right"
-    )
-    with_referer = measure(sample, referer=True)
-    for escaper, found in measure(sample).items():
-        share = {kind: 100 * n / max(1, found.total()) for kind, n in found.items()}
-        told = with_referer[escaper]
-        row = f"{escaper:31}" + "".join(
-            f"{share.get(kind, 0):{width}.2f}"
-            for kind, width in (("right", 8), ("refused", 9), ("wrong", 8))
-        )
-        print(f"{row}{found['wrong']:8}{100 * told['right'] / max(1, told.total()):22.2f}")
+    tables = [measure(sample, referer=referer) for referer in REFERERS.values()]
+    print(f"\n{title}: {len(sample)}; % right, % refused, number wrong, by the Referer\n")
+    print(" " * 31 + "".join(f"{name:>24}" for name in REFERERS))
+    for escaper in ESCAPERS:
+        row = f"{escaper:31}"
+        for found in (table[escaper] for table in tables):
+            shares = [100 * found[kind] / max(1, found.total()) for kind in ("right", "refused")]
+            row += f"{shares[0]:9.2f}{shares[1]:8.2f}{found['wrong']:7}"
+        print(row)
 
 
 def main() -> None:
@@ -317,6 +336,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sample = list(pages(arguments.pages, arguments.seed))
     print_table("Pages", [page for page in sample if not is_a_double(page)])
+    print_table("Pages of page-urls.txt", [page for page in real_pages() if not is_a_double(page)])
     twice = [page for page in sample if is_a_double(page)] + list(pages_escaped_twice(500))
     print_table("Pages escaped twice in themselves, each encodeURI of another page", twice)
     for page in sample if arguments.show else ():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from collections.abc import Callable, Hashable, Iterable
+import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final
 
@@ -16,7 +16,7 @@ LONGEST_LINE: Final = 2000
 SHORTEST_SECRET: Final = 4
 """Characters; what is shorter is in every other word."""
 INTERVAL: Final = 1.0
-"""Seconds for which the same kind of line is held back."""
+"""Seconds in which one line of a kind is logged."""
 
 
 def printable(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -58,29 +58,29 @@ class LineFormatter(logging.Formatter):
         return "\n".join(printable(line, LONGEST_LINE) for line in lines)
 
 
-class Throttle:
-    """Logs the first of a kind at once and then one in a second, with how many there were.
+class Throttle(logging.Filter):
+    """Logs at most one record of a `kind` a second; the next one tells how many were left out.
 
-    A class because it carries what is held back. For the event loop's thread.
+    A class because it carries when each kind was logged, and how many were left out since.
     """
 
-    def __init__(self) -> None:
-        self._held: dict[Hashable, tuple[int, Callable[[str], None]]] = {}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._logged: dict[str, tuple[float, int]] = {}
 
-    def log(self, kind: Hashable, write: Callable[[str], None]) -> None:
-        """Has `write` log one of this kind, now or when its turn comes, and how many it stands
-        for: "" for one alone. Of those whose turn never comes the last one is logged."""
-        if kind in self._held:
-            self._held[kind] = (self._held[kind][0] + 1, write)
-        else:
-            self._write(kind, "", write)
-
-    def _write(self, kind: Hashable, number: str, write: Callable[[str], None]) -> None:
-        write(number)
-        self._held[kind] = (0, write)
-        asyncio.get_running_loop().call_later(INTERVAL, self._next, kind)
-
-    def _next(self, kind: Hashable) -> None:
-        number, write = self._held.pop(kind)
-        if number:
-            self._write(kind, f" ({number} like it in a second)" if number > 1 else "", write)
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log it. The kinds are few; a record without one is always logged."""
+        kind = getattr(record, "kind", None)
+        if kind is None:
+            return True
+        now = self._clock()
+        logged, left_out = self._logged.get(kind, (-INTERVAL, 0))
+        if now - logged < INTERVAL:
+            self._logged[kind] = (logged, left_out + 1)
+            return False
+        self._logged[kind] = (now, 0)
+        if left_out:
+            record.msg = f"{record.getMessage()} ({left_out} more {kind} since the last such line)"
+            record.args = ()
+        return True

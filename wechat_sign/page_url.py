@@ -7,16 +7,18 @@ Send it escaped, by encodeURIComponent; raw works where it comes last in the que
 |----------------------------------------------------------|---------------------------------------|
 | `https%3A…`, `https:%2F…`                                | escaped, up to the next &             |
 | `https://…`, no escape before the first &                | raw, to the end                       |
-| … with `%E4`, `%20`, `%2F`; with `%3D` beside a bare =   | raw: no escaper makes those           |
+| … with `%E4`, `%20`, `%2F`                               | raw: no escaper makes those           |
 | … with `?x%3D1%26y%3D2`, `?x=1%26y=2`, or `/%25E4`       | escaped, with `:` and `/` left bare   |
-| … with `?x=%2B`, `?x%3D`, `/x%26y`, or the like          | raw or escaped, whichever the Referer |
+| … with `?x=%2B`, `/x%26y`, or the like                   | raw or escaped, whichever the Referer |
 |                                                          | equals; refused where it is neither   |
 
-Angular, aiohttp, Spring, okhttp, Swift and lighttpd leave `:` and `/` bare. An escaper is uniform:
-it escapes a character everywhere or nowhere; and what it escapes is an href, which is ASCII.
+Angular, aiohttp, Spring, okhttp, Swift and lighttpd leave `:` and `/` bare. What they escape is an
+href, which is ASCII. A page that has `/%25E4` itself has to be sent escaped.
 
-Refused unless the Referer equals it, because it is a mistake more often than a page's url: all
-that encodeURI can have escaped once more, `&amp;`, and raw with a cache buster at its end.
+Refused, because a step on the way changed it: a url that equals the Referer but for its escapes;
+one of which only the & or only the path was escaped. Refused unless the Referer equals it, because
+it is a mistake more often than a page's url: all that encodeURI can have escaped once more,
+`&amp;`, and raw with a cache buster at its end.
 Brought into the browser's form, because that is exact: scheme and host in upper case, :443 on
 https and :80 on http, a host without a / behind it. Refused, because it was decoded or typed and
 more may be lost: non-ASCII, whitespace, `"<>`; `{}`, backslash, backtick and `/../` in a path;
@@ -36,31 +38,26 @@ from .logs import printable
 
 MAX_LENGTH = 8192
 """Characters; longer urls are refused. Proxies pass about as much."""
-CLOCKS_DIFFER = 600
+CLOCK_SKEW = 600
 """Seconds that the time in a cache buster may be from now."""
 DAY = 24 * 3600
-"""Seconds that jQuery's `_` may be old, which counts on from the time that the page was loaded."""
+"""Seconds that jQuery's `_` may be old: it counts on from the time that the page was loaded."""
 
 _HOW = "send it as encodeURIComponent(location.href.split('#')[0])"
 _AS_IT_IS = "send it as it is there, not decoded or typed"
 _URL = re.compile(rb"(?:^|&)url(?:=|(?=&|$))")
 
-# As browsers take it (WHATWG URL): a backslash ends the authority like a slash does,
-# and what stands before the last @ in it is user information.
-_AUTHORITY = re.compile(
-    r"(https?://)([^/\\?#]*@)?(\[[^\]/\\?#@]*\]|[^/\\?#@:]*)(?::([0-9]*))?(?=[/\\?#]|$)",
-    re.IGNORECASE,
-)
-_PLAIN_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
-
+_HOST = r"(?:[a-z0-9_-]+\.)*[a-z_-][a-z0-9_-]*\.?|(?:[0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-f:.]+\]"
 # As browsers write it. A path's characters are [!$-;=@-\[\]-_a-z|~], a query's [!$-&(-;=?-~].
 _HREF = re.compile(
-    r"http(s)?://(?:(?=[^/]*@)[\w!$%&'()*+,.~-]+(?::[\w!$%&'()*+,.~-]+)?@)?"
-    r"((?:[a-z0-9_-]+\.)*[a-z_-][a-z0-9_-]*\.?|(?:[0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-f:.]+\])"
-    r"(?::(?!(?(1)443|80)/)[1-9][0-9]{0,4})?"
+    rf"http(s)?://({_HOST})(?::(?!(?(1)443|80)/)[1-9][0-9]{{0,4}})?"
     r"(?=/)(?![^?]*/(?:\.|%2[Ee]){1,2}(?:[/?]|$))"  # (?=/) first, or it is a square
     r"/[!$-;=@-\[\]-_a-z|~]*(?:\?[!$-&(-;=?-~]*)?",
     re.ASCII,
+)
+# As people type it. As for browsers, a backslash ends the authority like a slash does.
+_AUTHORITY = re.compile(
+    r"(https?://)(\[[^\]/\\?#@]*\]|[^/\\?#@:]+)(?::([0-9]*))?(?=[/\\?#]|$)", re.IGNORECASE
 )
 _NOT_IN_HREF = re.compile(r"""[^!-~]|["<>]""")
 _NOT_IN_PATH = re.compile(r"[{}\\`]")
@@ -73,17 +70,9 @@ _ANOTHER_NAME = re.compile(r"%26(?:[^?&=%]|%25|%5[BD])+=", re.IGNORECASE)
 _NAME = re.compile(r"(?:[^%]|%25|%5[BD])+%3D", re.IGNORECASE)
 _NAME_AND_VALUE = re.compile(r"(?:[^%]|%25|%5[BD])+%3D(?!%3D|$)", re.IGNORECASE)
 _QUERY = re.compile(r"[?;]|%3B", re.IGNORECASE)
-_ESCAPED_QUERY = re.compile(r"%3F[^?=]*%3D", re.IGNORECASE)
-_TWO_EQUALS = re.compile(r"%3D[^?]*%3D", re.IGNORECASE)
 _DOUBLE = re.compile(r"%25[0-9A-F]{2}", re.IGNORECASE)
-_CODE = re.compile(r"%(?!25)(..)")
-
-# What proves that not all was escaped by encodeURI; or by Python's quote(), with :/?&= kept.
+# What proves that not all was escaped by encodeURI.
 _NOT_BY_ENCODE_URI = re.compile(r"[][\\^`{|}]|%(?!25[0-9A-F]{2}|5[B-E]|60|7[BCD])", re.IGNORECASE)
-_NOT_BY_QUOTE = re.compile(
-    r"[][\\^`{|}]|%(?!25[0-9A-F]{2}|2[1346-9A-C]|3B|40|5[B-E]|60|7[BCD])", re.IGNORECASE
-)
-_PARAMETER = re.compile(r"[\w.-]+=")
 _STAMP = re.compile(r"(_|_?(?:t|ts|time|timestamp|nocache))=([0-9]{10})(?:[0-9]{3})?")
 
 _PART = re.compile("%(?:25)*[0-9A-F]{2}|.", re.IGNORECASE)
@@ -91,27 +80,38 @@ _NAME_OR_PART = re.compile(r"[?&;][\w.-]{1,30}(?==)|" + _PART.pattern, re.IGNORE
 
 
 def page_url(
-    query: bytes, page_hosts: Collection[str] = (), referer: str = "", *, now: float | None = None
+    query: bytes,
+    page_hosts: Collection[str] = (),
+    referer: str = "",
+    *,
+    is_entry: bool = False,
+    now: float | None = None,
 ) -> str:
     """The url of the page, from the raw query string of a request, without its fragment.
 
-    Raises BadPageUrl, and PageHostNotAllowed where there is a list without the page's host.
+    With `is_entry` the url may be the one by which a visit began, as on iOS, and may rightly
+    differ from the Referer. Raises BadPageUrl, and PageHostNotAllowed where there is a list
+    without the page's host.
     """
     value = query[4:] if query.startswith(b"url=") else _value(query)
     bare = value[:8].lower().startswith((b"http://", b"https://"))
     url = _text(value if bare else _unescape(value))
-    if "#" in url:
-        _check_characters(url)
-        url = url.partition("#")[0]
+    whole, url = url, url.partition("#")[0]
+    if len(url) > MAX_LENGTH:
+        raise BadPageUrl(f"url is longer than {MAX_LENGTH} characters")
+    if whole != url:
+        _check_characters(whole)
     if bare:
         url = _raw_or_escaped(url, referer, now)
     href = _HREF.fullmatch(url)
-    if href is None or len(url) > MAX_LENGTH:
+    if href is None:
         url = _in_browsers_form(url, page_hosts)
     elif page_hosts and not host_is_listed(href[2], page_hosts):
         raise PageHostNotAllowed(href[2])
-    if ("%25" in url or "&amp;" in url) and url != referer:
+    if url != referer:
         _check_for_mistakes(url)
+        if not is_entry and not _is_origin(referer):
+            _check_escapes(url, referer)
     return url
 
 
@@ -122,65 +122,62 @@ def _value(query: bytes) -> bytes:
     return query[first.end() :]
 
 
-def host_of(url: str) -> str:
-    """The host that a browser would take from the url: lower case, no port; "" where none is."""
-    match = _AUTHORITY.match(url)
-    return match[3].lower() if match else ""
+def host_of(origin: str) -> str:
+    """The host of an origin as browsers send it; "" where it is none."""
+    href = _HREF.fullmatch(f"{origin}/")
+    return href[2] if href and origin.count("/") == 2 else ""
 
 
-def shown(url: str) -> str:
-    """Host and path for the log, printable and not too long. A query may hold what is secret."""
-    place = re.split("[?#]", url, maxsplit=1)[0]
+def host_is_listed(host: str, page_hosts: Collection[str]) -> bool:
+    """Whether a pattern names the host: h5.example.com, or *.example.com for all below it."""
+    return any(
+        host.endswith(pattern[1:]) and len(host) >= len(pattern)
+        if pattern.startswith("*.")
+        else pattern in (host, "*")
+        for pattern in page_hosts
+    )
+
+
+def for_log(url: str) -> str:
+    """Host and path of a url, or a path, however often it is escaped: printable and not too long.
+    A query may hold what is secret."""
+    plain = url[:1000].encode("latin-1", "replace").decode("utf-8", "replace")
+    for _ in range(5):
+        plain = unquote(plain)
+    place = re.split("[?#&]", plain, maxsplit=1)[0]
     authority, slash, path = (place.partition("://")[2] or place).partition("/")
     return printable(authority.rpartition("@")[2] + slash + path, 200)
 
 
-def asked_for(target: str) -> str:
-    """The same for a path or url as a request has it, however often that is escaped."""
-    plain = target[:1000].encode("latin-1").decode("utf-8", "replace")
-    while (unescaped := unquote(plain)) != plain:
-        plain = unescaped
-    return shown(plain)
-
-
-def url_in(query: str) -> str:
-    """The value of a request's url, as it is."""
-    first = re.search("(?:^|&)url=([^&]*)", query)
-    return first[1] if first else ""
-
-
-def difference(url: str, referer: str) -> str:
-    """How a url was changed on its way from the page that the Referer names; "" where that is
-    another page, or an origin alone, which is all that a page of another origin tells."""
-    if url == referer or (referer.endswith("/") and referer.count("/") == 3):
-        return ""
-    if _without_escapes(url) == _without_escapes(referer):
-        parts = zip_longest(_PART.findall(url), _PART.findall(referer))
-        has, page_has = next(pair for pair in parts if pair[0] != pair[1])
-        return f"it has {has!a} where the page has {page_has!a}"
-    if url.partition("?")[0] == referer.partition("?")[0]:
+def cut_or_added(url: str, referer: str) -> str:
+    """What a url lacks, or has in addition, of the page that the Referer names; "" where that is
+    another page. A router's guard may rightly ask for the next route."""
+    if not _is_origin(referer) and url.partition("?")[0] == referer.partition("?")[0]:
         added, missing = url.removeprefix(referer), referer.removeprefix(url)
-        if added != url and not added[0].isalnum():
+        if added and added != url and not added[0].isalnum():
             return f"it has {_NAME_OR_PART.findall(added)[0]!a} added to it"
-        if missing != referer and not missing[0].isalnum():
+        if missing and missing != referer and not missing[0].isalnum():
             return f"it is cut before the page's {_NAME_OR_PART.findall(missing)[0]!a}"
     return ""
+
+
+def _is_origin(referer: str) -> bool:
+    """Whether it tells no more than that: all that a page of another origin does."""
+    return referer.find("/", 8) in (-1, len(referer) - 1)
+
+
+def _check_escapes(url: str, referer: str) -> None:
+    """Refuses a url that equals the Referer but for its escapes: it was changed on its way."""
+    if _without_escapes(url) == _without_escapes(referer):
+        parts = zip_longest(_PART.findall(url), _PART.findall(referer), fillvalue="")
+        has, page_has = next(pair for pair in parts if pair[0] != pair[1])
+        raise BadPageUrl(f"url has {has!a} where its page has {page_has!a}, by the Referer; {_HOW}")
 
 
 def _without_escapes(url: str) -> str:
     for _ in range(3):
         url = unquote(url, "latin-1")
     return url.replace("+", " ")
-
-
-def host_is_listed(host: str, page_hosts: Collection[str]) -> bool:
-    """Whether a pattern names the host: h5.example.com, or *.example.com for all below it."""
-    return _PLAIN_HOST.fullmatch(host) is not None and any(
-        host.endswith(pattern[1:]) and len(host) >= len(pattern)
-        if pattern.startswith("*.")
-        else host == pattern
-        for pattern in page_hosts
-    )
 
 
 def _text(value: bytes) -> str:
@@ -191,13 +188,10 @@ def _text(value: bytes) -> str:
 
 
 def _unescape(value: bytes) -> bytes:
-    value, _, rest = value.partition(b"&")
-    if rest and _URL.search(rest):
-        raise BadPageUrl("there is more than one parameter url; send one")
-    unescaped = unquote_to_bytes(value.replace(b"+", b" "))
-    if len(value) - len(unescaped) != 2 * value.count(b"%"):
-        raise BadPageUrl(f"url has a % that two hex digits do not follow; {_HOW}")
-    return unescaped
+    value, _, more = value.partition(b"&")
+    if b"=" in value and more:
+        raise BadPageUrl(f"url was escaped in part: its = and & were not; {_HOW}")
+    return unquote_to_bytes(value.replace(b"+", b" "))
 
 
 def _raw_or_escaped(value: str, referer: str, now: float | None) -> str:
@@ -208,12 +202,11 @@ def _raw_or_escaped(value: str, referer: str, now: float | None) -> str:
     unescaped = unquote(piece).partition("#")[0]
     if referer in (value, unescaped):
         return referer
-    if _PROOF_OF_RAW.search(piece) or not _is_uniform(piece):
-        hidden = "?" not in piece and _ESCAPED_QUERY.search(piece)
-        if "=" not in piece and (hidden or _names_are_escaped(piece, more)):
-            raise BadPageUrl(f"url was escaped in part: some of ? = & % were, some not; {_HOW}")
+    named = _names_are_escaped(piece, more)
+    if _PROOF_OF_RAW.search(piece):
+        if named:
+            raise BadPageUrl(f"url was escaped in part: some of = & % were, some not; {_HOW}")
         return _raw(value, referer, now)
-    named = _names_are_escaped(piece, more) and not _is_in_doubt(piece)
     if named or (not more and _all_is_escaped(piece)):
         return unescaped
     if "=" in piece and not (_is_joined(piece) if more else _BY_ANGULAR.search(piece)):
@@ -222,23 +215,11 @@ def _raw_or_escaped(value: str, referer: str, now: float | None) -> str:
     raise BadPageUrl(f"url may be raw, or escaped with its :// left bare; {_HOW}")
 
 
-def _is_uniform(text: str) -> bool:
-    """Whether no character is escaped in one place and bare in another; % apart."""
-    return not any(chr(int(code, 16)) in text for code in set(_CODE.findall(text)))
-
-
 def _names_are_escaped(piece: str, more: str) -> bool:
     """?name%3Dvalue, without a bare =: two of them, or one that ends the url. Not ?base64%3D."""
     _, *query = _QUERY.split(piece, maxsplit=1) if "=" not in piece else [""]
     named = [pair for pair in "".join(query).split("%26") if _NAME.match(pair)]
     return len(named) > 1 or (not more and any(map(_NAME_AND_VALUE.match, named)))
-
-
-def _is_in_doubt(piece: str) -> bool:
-    """?a%3Db%3Dc, ?a%3DH%26M: okhttp escapes the page's = and leaves its own %3D, %26 alone."""
-    pairs = piece.partition("?")[2].split("%26")
-    named = sum(_NAME.match(pair) is not None for pair in pairs)
-    return named == 1 < len(pairs) or any(map(_TWO_EQUALS.search, pairs))
 
 
 def _all_is_escaped(piece: str) -> bool:
@@ -255,17 +236,13 @@ def _is_joined(piece: str) -> bool:
 
 def _raw(url: str, referer: str, now: float | None) -> str:
     """The raw url. Where something seems to be appended to it, the Referer decides."""
-    if "%25" in url and url != referer:
-        _check_for_mistakes(url, _NOT_BY_QUOTE)
-    if "?" in url and not url[-10:].isdigit():
-        return url
     head, _, last = url.rpartition("&")
-    if not _is_cache_buster(last, now):
-        head, _, last = url.partition("&")
-        if "?" in url or not _PARAMETER.match(last):
-            return url
-    if referer in (url, head):
-        return referer
+    if not head and _is_joined(url) and url != referer:
+        raise BadPageUrl(f"url was escaped in part: its & was, the rest not; {_HOW}")
+    if url == referer or not _is_cache_buster(last, now):
+        return url
+    if head == referer:
+        return head
     name = printable(last.partition("=")[0], 30)
     raise BadPageUrl(f"&{name}=… seems to be appended to the url; {_HOW}")
 
@@ -275,14 +252,14 @@ def _is_cache_buster(parameter: str, now: float | None) -> bool:
     if stamp is None:
         return False
     age = (time.time() if now is None else now) - int(stamp[2])
-    return -CLOCKS_DIFFER < age < (DAY if stamp[1] == "_" else CLOCKS_DIFFER)
+    return -CLOCK_SKEW < age < (DAY if stamp[1] == "_" else CLOCK_SKEW)
 
 
-def _check_for_mistakes(url: str, not_escaped: re.Pattern[str] = _NOT_BY_ENCODE_URI) -> None:
+def _check_for_mistakes(url: str) -> None:
     """What a page's url may have, and more often has by mistake."""
     if "&amp;" in url:
         raise BadPageUrl(f"url has &amp; for &: it was taken from the source of HTML; {_HOW}")
-    if "%25" in url and not not_escaped.search(url) and _is_uniform(url):
+    if "%25" in url and not _NOT_BY_ENCODE_URI.search(url):
         raise BadPageUrl(
             f"url was escaped by encodeURI, or twice: it has %25 where the page has %; {_HOW}. "
             "(If the page itself has %25, the request has to carry the page's url as Referer: "
@@ -293,19 +270,16 @@ def _check_for_mistakes(url: str, not_escaped: re.Pattern[str] = _NOT_BY_ENCODE_
 def _in_browsers_form(url: str, page_hosts: Collection[str]) -> str:
     """Scheme, host and port as location.href has them; the reason where that is not enough."""
     _check_beginning(url)
-    if len(url) > MAX_LENGTH:
-        raise BadPageUrl(f"url is longer than {MAX_LENGTH} characters")
     _check_characters(url)
     authority = _AUTHORITY.match(url)
-    if authority is None or not authority[3]:
-        raise BadPageUrl("url names no host")
-    scheme, user, host, port = (part or "" for part in authority.groups())
-    host = host.lower()
+    if authority is None:
+        raise BadPageUrl("url names no host, or a user, which location.href never has")
+    scheme, host, port = authority[1].lower(), authority[2].lower(), authority[3]
     if page_hosts and not host_is_listed(host, page_hosts):
         raise PageHostNotAllowed(host)
-    port = f":{port}" if port and port != ("443" if scheme[4] in "sS" else "80") else ""
+    port = f":{port}" if port and port != ("443" if scheme == "https://" else "80") else ""
     path, mark, query = url[authority.end() :].partition("?")
-    href = f"{scheme.lower()}{user}{host}{port}{path or '/'}{mark}{query}"
+    href = f"{scheme}{host}{port}{path or '/'}{mark}{query}"
     if _HREF.fullmatch(href):
         return href
     odd = _NOT_IN_PATH.search(path)
@@ -324,7 +298,7 @@ def _check_beginning(url: str) -> None:
             "where that escapes parameters by itself"
         )
     if not re.match("https?://", url, re.IGNORECASE):
-        raise BadPageUrl(f"url must begin with http:// or https://, not with {url[:20]!a}; {_HOW}")
+        raise BadPageUrl(f"url must begin with http:// or https://; {_HOW}")
 
 
 def _check_characters(url: str) -> None:
