@@ -26,7 +26,7 @@ def test_every_limit_has_its_value() -> None:
         "lock_wait": 0.2,
         "left_behind": 16,
         "idle_timeout": 75,
-        "write_timeout": 60,
+        "unread": 1,
         "drain": 5,
         "grace": 1,
     }

@@ -339,7 +339,8 @@ def test_the_log_has_the_clients_address_and_only_a_proxy_can_name_it(
     behind, apart = start(sockets=held), start("[server]", "trusted_proxies = 10.0.0.0/8")
     forged = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7", "X-Real-IP": "198.51.100.2"}
     for running, path, headers, client in (
-        (behind, "/1", forged, "203.0.113.7"),
+        (behind, "/1", forged, "198.51.100.2 or 203.0.113.7"),
+        (behind, "/1", forged | {"X-Real-IP": "203.0.113.7"}, "203.0.113.7"),
         (apart, "/2", forged, "127.0.0.1"),
         (behind, "/3", {"X-Real-IP": "203.0.113.8"}, "203.0.113.8"),
         (behind, "/4", {}, "127.0.0.1"),
@@ -838,26 +839,6 @@ def test_a_newcomer_takes_the_place_of_what_was_idle_when_another_is_answered() 
     asyncio.run(scenario())
 
 
-def test_no_answer_waits_until_the_one_before_is_acknowledged() -> None:
-    nodelay: list[int] = []
-
-    def look(handler: RequestHandler) -> None:
-        connection: Any = handler.request.connection
-        accepted = connection.stream.socket
-        nodelay.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-
-    async def scenario() -> None:
-        async with bounded(Application(log_function=look)) as (_, address):
-            [connection] = await open_connections(address, 1)
-            await ask(connection)
-            await ask(connection)
-            connection[1].close()
-
-    asyncio.run(scenario())
-    assert len(nodelay) == 2
-    assert all(nodelay)
-
-
 def test_connections_that_are_gone_count_no_longer(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:
@@ -896,39 +877,42 @@ def unsent(running: Server) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux tells it in /proc")
-def test_clients_that_never_read_are_closed_and_one_that_reads_slowly_is_not(
+def test_clients_that_never_read_make_room_for_newcomers(
     start: Start, wechat: Sandbox, connect: Connect
 ) -> None:
-    running = start(verbose=False, files=FILES, limits=Limits(write_timeout=1))
+    running = start(verbose=False, files=FILES, limits=Limits(unread=0.2))
     assert_signs(running, wechat)
-    (slow,) = connect(running, 1)
-    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-    begin(slow)
-    assert answer_on(slow)
-    before, number, requests = descriptors(running), 150, 500
-    ask = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-    for connection in connect(running, number):
-        connection.sendall(requests * ask)
-    slow.sendall(requests * ask + b"GET /end HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-    most, received = 0, bytearray()
+    requests = 500 * b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    for connection in connect(running, FILES):
+        with suppress(OSError):  # of those for which there is no room
+            connection.sendall(requests)
+    most = 0
 
-    def closed() -> bool:
+    def served() -> bool:
         nonlocal most
-        received.extend(slow.recv(64 * 1024))
         most = max(most, unsent(running))
-        assert_signs(running, wechat)
-        return descriptors(running) <= before + 1  # which that of assert_signs may be
+        with suppress(OSError):
+            assert_signs(running, wechat)
+            return True
+        return False
 
-    eventually("those that never read are closed", closed)
-    assert most < 4 * process.SEND_BUFFER * number  # else up to 4 MiB each
-    received.extend(b"".join(iter(lambda: slow.recv(1024 * 1024), b"")))
-    assert received.count(b"HTTP/1.1 200 OK") == requests
-    assert b"HTTP/1.1 404 Not Found" in received
-    callers = connect(running, number)
-    for caller in callers:
+    eventually("a newcomer is served", served)
+    for caller in connect(running, 100):
         begin(caller)
-    for caller in callers:
         assert answer_on(caller)
+    assert most < 4 * process.SEND_BUFFER * FILES  # else up to 4 MiB each
+
+
+def test_a_client_that_reads_slowly_gets_all_of_its_answers(
+    shared: Server, connect: Connect
+) -> None:
+    (slow,) = connect(shared, 1)
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    slow.sendall(500 * b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    slow.sendall(b"GET /end HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    received = b"".join(iter(lambda: slow.recv(4096), b""))
+    assert received.count(b"HTTP/1.1 200 OK") == 500
+    assert b"HTTP/1.1 404 Not Found" in received
 
 
 def test_what_is_idle_for_longer_than_the_limit_is_closed_and_nothing_else(
@@ -1003,33 +987,55 @@ def test_a_head_over_the_limit_is_answered_before_the_connection_closes(
     assert_signs(shared, shared_wechat)
 
 
-@pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
-def test_a_request_with_a_body_is_refused_in_json(
-    shared: Server, shared_wechat: Sandbox, method: str
+UNREADABLE = {
+    "no Host": b"GET / HTTP/1.1\r\n\r\n",
+    "two Hosts": b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "an odd Host": b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+    "an odd head": b"GET / HTTP/1.1\r\nHost: a\r\nSECRET\r\n\r\n",
+    "another version": b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+    "no request": b"SECRET\r\n\r\n",
+    "TLS": bytes.fromhex("16030100c8010000c40303") + bytes(200),
+    "a long body": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 33000\r\n\r\n" + bytes(33_000),
+    "a body in long chunks": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"80E8\r\n" + bytes(33_000),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_can_not_be_read_is_answered_with_a_sentence_and_logged(
+    shared: Server, shared_wechat: Sandbox, kind: str
 ) -> None:
-    head = f"{method} /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n".encode()
-    for body in (
-        b"Content-Length: 1\r\n\r\nx",
-        b"Content-Length: 500000\r\n\r\n" + bytes(500_000),
-        b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
-        b"Transfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100 + b"\r\nx\r\n0\r\n\r\n",
-    ):
-        with shared.connect() as connection:
-            connection.sendall(head + body)
-            response = response_on(connection)
-            assert (response.status, response.getheader("Connection")) == (400, "close")
-            assert "has a body" in json.loads(response.read())["error"]
-            assert connection.recv(1) == b""
+    """A test of what it relies on in Tornado: such an answer is a status line alone."""
+    before = len(shared.output)
+    with shared.connect() as connection:
+        connection.sendall(UNREADABLE[kind])
+        response = response_on(connection)
+        assert (response.status, response.getheader("Connection")) == (400, "close")
+        assert "one Host header" in json.loads(response.read())["error"]
+        assert connection.recv(1) == b""
+    end = f"/after-{kind.replace(' ', '-')}"
+    assert fetch(shared.url + end)[0] == 404
+    said = shared.says(f"404 GET {end} ")[before:]
+    assert said.count("WARNING 400 from 127.0.0.1: this is no HTTP/1.1 request with one Host") == 1
+    assert "SECRET" not in said
     assert_signs(shared, shared_wechat)
 
 
-def test_an_empty_body_is_none(shared: Server) -> None:
-    """Some proxies send one with every request."""
-    request = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n".encode()
+@pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
+def test_a_body_is_read_and_goes_nowhere(shared: Server, method: str) -> None:
+    status = {"GET": 200, "OPTIONS": 204, "POST": 405}[method]
+    request = f"{method} /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\n".encode()
     with shared.connect() as connection:
-        for body in (b"Content-Length: 0\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
+        for body in (
+            b"Content-Length: 0\r\n\r\n",  # as some proxies send with every request
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"Content-Length: 32000\r\n\r\n" + bytes(32_000),
+            b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+        ):
             connection.sendall(request + body)
-            assert answer_on(connection)
+            response = response_on(connection)
+            response.read()
+            assert response.status == status
         connection.sendall(b"GET /%b HTTP/1.1\r\n\r\n" % bytes(40_000))
         assert response_on(connection).status == 431
 
@@ -1057,11 +1063,8 @@ def test_a_target_in_absolute_form_is_the_same_as_without_its_origin(
         begin(connection, REQUEST.replace(b"GET /", f"GET {origin}/".encode()))
         answer = answer_on(connection)
         assert answer["signature"] == signature_of(answer, shared_wechat.ticket, PAGE)
-        for target in (origin, f"{origin}?x=1/y", f"{origin}/"):
-            connection.sendall(f"HEAD {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-            response = response_on(connection, "HEAD")
-            assert response.status == 200
-            assert response.getheader("Content-Type") == "text/html; charset=UTF-8"
+        connection.sendall(f"HEAD {origin}/ HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        assert response_on(connection, "HEAD").status == 200
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux's /proc")

@@ -3,6 +3,14 @@
 A stop closes the listener and finishes what was begun, within `drain` seconds. It promises no more:
 connections that wait in the kernel's queue are reset with the listener, unless the socket
 outlives the process. With systemd's socket activation it does, and a restart loses nothing.
+
+What it relies on in Tornado beyond what is documented, each held by a test in test_process.py:
+
+- `HTTPServer.conn_params.header_timeout`: without it no timer is set for a request's head.
+- `IOStream.read_until_regex` is called for each request's head, and for nothing else.
+- A request that Tornado can't read is answered by `IOStream.write` with a status line alone.
+- `IOStream.close_fd` closes the socket; `error` is an UnsatisfiableReadError by then where a head
+  was too long.
 """
 
 from __future__ import annotations
@@ -26,6 +34,7 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPMessageDelegate
 from tornado.ioloop import PeriodicCallback
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
+from tornado.log import access_log
 from tornado.netutil import bind_sockets
 
 from .errors import ConfigError
@@ -43,39 +52,33 @@ SEND_BUFFER: Final = 64 * 1024
 """Bytes of answers that the kernel holds for a client; by itself it grows to 4 MiB."""
 SIZES: Final[dict[str, int]] = {
     "max_header_size": 32 * 1024,  # an escaped url of 8192 characters is 24 KiB at most
-    "max_body_size": 0,  # no request here has one
+    "max_body_size": 32 * 1024,  # read, so that whoever posts a url is told to send a GET
     "max_buffer_size": 64 * 1024,  # Tornado reads half as much at once
     "body_timeout": 10,  # seconds
 }
 _UNIX_SOCKET: Final = ip_address("0.0.0.0")
 """What Tornado calls the peer on a unix socket; no other has that address."""
-
-
-def _refusal(status: str, error: str) -> bytes:
-    body = json.dumps({"error": error})
-    return (
-        f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json; charset=UTF-8"
-        f"\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    ).encode("ascii")
-
-
-_HEAD_TOO_LONG: Final = _refusal(
-    "431 Request Header Fields Too Large", "the request line and headers are longer than 32 KiB"
+_HEAD_TOO_LONG: Final = (
+    "431 Request Header Fields Too Large",
+    "the request line and headers are longer than 32 KiB",
 )
-_MALFORMED: Final = _refusal(
-    "400 Bad Request", "the request is malformed, or has a body, which none here may have"
+_MALFORMED: Final = (
+    "400 Bad Request",
+    "this is no HTTP/1.1 request with one Host header and a body of 32 KiB at most; "
+    "https ends at a proxy in front",
 )
 _HEAD_END: Final = rb"\n\r?\n"
-"""Ends where Tornado's own does, which begins with what may be missing: that takes 0.3 ms to find
-nothing in 32 KiB, and again for each byte that comes."""
-_MALFORMED_TO_TORNADO: Final = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+"""Ends where Tornado's own pattern does. That one begins with what may be missing, so it takes
+0.3 ms to find nothing in 32 KiB, and again for each byte that comes."""
+_TLS_BEGINS: Final = 0x16
 
 
 class BoundedServer(HTTPServer):
-    """Has `limit` connections at the most, and closes the one that is idle longest for a new one.
+    """Has `limit` connections at the most. When full, evicts the least recently used one that is
+    idle, or whose client does not read; where all wait for an answer, refuses the new one.
 
-    Where all wait for an answer, that is the new one itself. A class because it carries since when
-    each connection is there, is answered, or waits for its next request; the longest first.
+    A class because it carries since when each connection is there, is answered, or waits for its
+    next request; the longest first.
     """
 
     def initialize(
@@ -93,8 +96,8 @@ class BoundedServer(HTTPServer):
         self._limits = limits
         self._clock = clock
         self._since: OrderedDict[_Stream, float] = OrderedDict()
-        self._all_wait = False
-        """Whether none was idle when last looked for, and none has been since."""
+        self._all_busy_until = -math.inf
+        """No connection could be evicted when last looked for; not looked for again before."""
         self._sweeping = PeriodicCallback(self._close_idle, 1000 * limits.idle_timeout / 15)
         self._sweeping.start()
 
@@ -103,7 +106,7 @@ class BoundedServer(HTTPServer):
         for stream, since in list(self._since.items()):
             if since > over:
                 break
-            if stream.idle:
+            if stream.is_idle() or stream.writing():
                 stream.close()
 
     @property
@@ -117,22 +120,31 @@ class BoundedServer(HTTPServer):
         """Tornado calls it when a connection has been accepted."""
         sizes = {"max_buffer_size": stream.max_buffer_size}
         sizes |= {"read_chunk_size": stream.read_chunk_size}
-        accepted = _Stream(stream.socket, self.note_idle, self._limits.write_timeout, **sizes)
+        accepted = _Stream(stream.socket, self._note, **sizes)
         if len(self._since) >= self._limit:
-            idle = (one for one in self._since if not self._all_wait and one.idle)
-            longest = next(idle, accepted)
-            self._all_wait = longest is accepted
+            longest = self._evictable() or accepted
             self._since.pop(longest, None)
             longest.close()
         if not accepted.closed():
-            self._since[accepted] = self._clock()
+            self._note(accepted)
             super().handle_stream(accepted, address)
 
-    def note_idle(self, stream: _Stream) -> None:
-        """Called when a connection is answered, and when it begins to wait for its next request."""
+    def _evictable(self) -> _Stream | None:
+        """The connection that is idle longest, or whose client does not read its answer."""
+        now = self._clock()
+        if now < self._all_busy_until:
+            return None
+        for stream, since in self._since.items():
+            unread = stream.writing() and now >= since + self._limits.unread
+            if unread or stream.is_idle():
+                return stream
+        self._all_busy_until = now + self._limits.unread
+        return None
+
+    def _note(self, stream: _Stream) -> None:
         self._since[stream] = self._clock()
         self._since.move_to_end(stream)
-        self._all_wait = False
+        self._all_busy_until = -math.inf
 
     def stop(self) -> None:
         """Closes the listener."""
@@ -141,7 +153,7 @@ class BoundedServer(HTTPServer):
 
     def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
         """Tornado calls it when a connection begins to wait for its next request."""
-        self.note_idle(server_conn.stream)
+        self._note(server_conn.stream)
         return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: Any) -> None:
@@ -150,71 +162,70 @@ class BoundedServer(HTTPServer):
 
 
 class _Stream(IOStream):
-    """A connection. Where a request is malformed or its head too long it is closed with an answer
-    in JSON, and without one where what is written is not read within `write_timeout` seconds."""
+    """A connection. A request that can't be read is answered in JSON, logged, and closed.
+
+    A class because it carries whether the last request was answered, or could not be read.
+    """
 
     def __init__(
-        self,
-        connection: socket.socket,
-        note_idle: Callable[[_Stream], None],
-        write_timeout: float,
-        **sizes: int,
+        self, connection: socket.socket, on_answer: Callable[[_Stream], None], **sizes: int
     ) -> None:
         super().__init__(connection, **sizes)
-        self._note_idle = note_idle
-        self._write_timeout = write_timeout
-        self._answered = False
-        self._unreadable = _HEAD_TOO_LONG
-        self._refused = False
-        with suppress(OSError):  # some systems refuse it where the client is gone by now
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            super().set_nodelay(True)
+        self._on_answer = on_answer
+        self._answered = self._refused = False
 
-    @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether it waits for a request, or is answered and about to."""
         return self.reading() or (self._answered and not self.writing())
-
-    def set_nodelay(self, value: bool) -> None:
-        """Tornado calls it twice for each request. Here an answer is written at once, and no delay
-        is any good."""
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado calls it for the head of the next request."""
         if self.closed():  # Tornado would go on to answer all that it has read
             raise StreamClosedError
-        self._unreadable = _HEAD_TOO_LONG
         self._answered = False
         return super().read_until_regex(_HEAD_END, max_bytes)
 
-    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """Tornado calls it for the size of a chunk; only that of none passes."""
-        self._unreadable = _MALFORMED
-        return super().read_until(delimiter, max_bytes)
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """Puts an empty head in the place of TLS, which would keep Tornado waiting for an end."""
+        number = super().read_from_fd(buf)
+        if not number or buf[0] != _TLS_BEGINS:
+            return number
+        buf[:2] = b"\n\n"
+        return 2
 
     def write(self, data: bytes | memoryview) -> Future[None]:
-        if data == _MALFORMED_TO_TORNADO:
-            data, self._refused = _MALFORMED, True
+        # A status line alone is Tornado's own; an answer of ours has headers.
+        if data[:10] == b"HTTP/1.1 4" and bytes(data).find(b"\r\n") == len(data) - 4:
+            self._refused, data = True, self._refusal(*_MALFORMED)
         written = super().write(data)
-        if data[:10] != b"HTTP/1.1 1":  # 100 Continue is no answer
+        if data[9:10] != b"1":  # 100 Continue is no answer
             self._answered = True
-            self._note_idle(self)
-        if not written.done():  # the kernel did not take all of it
-            timeout = self.io_loop.call_later(self._write_timeout, self.close)
-            written.add_done_callback(lambda _: self.io_loop.remove_timeout(timeout))
+            self._on_answer(self)
         return written
 
     def close_fd(self) -> None:
-        unreadable = isinstance(self.error, UnsatisfiableReadError)
-        if unreadable or self._refused:
+        """Tornado calls it to close the socket."""
+        too_long = isinstance(self.error, UnsatisfiableReadError)
+        if too_long or self._refused:
             with suppress(OSError):
-                if unreadable:
-                    self.socket.send(self._unreadable)
+                if too_long:
+                    self.socket.send(self._refusal(*_HEAD_TOO_LONG))
                 self.socket.shutdown(socket.SHUT_WR)
                 # Closed with something unread, the kernel resets it and the answer may be lost.
                 for _ in range(16):
                     self.socket.recv(65536)
         super().close_fd()
+
+    def _refusal(self, status: str, error: str) -> bytes:
+        with suppress(OSError):
+            name = self.socket.getpeername()
+            peer = name[0] if isinstance(name, tuple) else "a unix socket"
+            kind = {"kind": f"{status[:3]}s"}
+            access_log.warning("%s from %s: %s", status[:3], peer, error, extra=kind)
+        body = json.dumps({"error": error})
+        head = f"HTTP/1.1 {status}\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json; charset=UTF-8\r\nContent-Length: {len(body)}"
+        return f"{head}\r\n\r\n{body}".encode("ascii")
 
 
 def raise_file_limit(connections: int) -> int:
@@ -250,11 +261,9 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
 
     Raises ConfigError where they can't be had.
     """
-    handed_over = take_handed_over(os.environ)
-    if handed_over:
-        return handed_over
     try:
-        return bind_sockets(settings.port, settings.address, backlog=BACKLOG)
+        sockets = take_handed_over(os.environ)
+        sockets = sockets or bind_sockets(settings.port, settings.address, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         problem = say(
@@ -265,6 +274,9 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
             reason=reason,
         )
         raise ConfigError(problem) from None
+    for listening in sockets:  # what it accepts has these, too
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    return sockets
 
 
 def take_handed_over(environ: MutableMapping[str, str], first: int = 3) -> list[socket.socket]:

@@ -299,10 +299,10 @@ class Limits:
     left_behind: int = 16
     """Looks that did not end: while there are as many, no other begins."""
     idle_timeout: float = 75.0
-    """A connection may wait this long for its next request, or be about to send it: longer than
-    the 60 of nginx, which must close first."""
-    write_timeout: float = 60.0
-    """An answer has this long to leave for a client that reads it slowly, or not at all."""
+    """A connection may wait this long for its next request, be about to send it, or leave its
+    answer unread: longer than the 60 of nginx, which must close first."""
+    unread: float = 1.0
+    """A client may leave an answer unread this long before a newcomer gets its connection."""
     drain: float = 5.0
     """Requests in flight have this long when the server is told to stop."""
     grace: float = 1.0
