@@ -52,8 +52,8 @@ REDIS_NOTICED = 4
 """Seconds within which an instance that has no ticket finds one in a Redis that is back: it
 leaves that alone for 2 s, then looks again, and a look takes 1 s at the most."""
 PAUSE = 61
-"""Seconds for which an instance does not ask WeChat after a refusal that a person must mend; twice
-that where it met two in a row."""
+"""Seconds for which an instance does not ask WeChat after a refusal that a person must mend, and
+again where that is followed by another failure."""
 
 
 @dataclass
@@ -264,14 +264,19 @@ class Soak:
         self._break_wechat(fault)
 
     def wechat_refuses(self) -> None:
-        self._break_wechat(Fault(errcode=self.random.choice((40164, 45009, 45011, 40125))))
         self.refused_at = time.monotonic()
+        self._break_wechat(Fault(errcode=self.random.choice((40164, 45009, 45011, 40125))))
 
     def _break_wechat(self, fault: Fault) -> None:
         endpoints = self.random.choice((["token"], ["getticket"], ["token", "getticket"]))
         self.wechat.faults = dict.fromkeys(endpoints, fault)
         self.wait(2, 8)
+        self._mend_wechat()
+
+    def _mend_wechat(self) -> None:
         self.wechat.faults = {}
+        if time.monotonic() < self.refused_at + PAUSE + 10:  # the pause after it doubles
+            self.refused_at = time.monotonic()
 
     def token_replaced(self) -> None:
         self.wechat.replace_token()
@@ -313,7 +318,7 @@ class Soak:
         self.wechat.faults = dict.fromkeys(("token", "getticket"), Fault(hang_up=True))
         self.instance_killed()
         self.wait(1, 3)
-        self.wechat.faults = {}
+        self._mend_wechat()
         self._resume_redis()
 
     def run(self, seconds: float) -> None:
