@@ -53,7 +53,6 @@ from wechat_sign.page_url import (
 )
 from wechat_sign.renewal import Renewal
 from wechat_sign.safety import warnings_for
-from wechat_sign.sentences import say
 from wechat_sign.settings import (
     JssdkSettings,
     Limits,
@@ -63,6 +62,7 @@ from wechat_sign.settings import (
     load_settings,
 )
 from wechat_sign.signature import WxConfig
+from wechat_sign.texts import Text, local
 from wechat_sign.tickets import JsapiTickets
 
 log = logging.getLogger("server")
@@ -314,7 +314,7 @@ class Healthz(BaseHandler):
         body: dict[str, Any] = {"cache": tickets.cache_state}
         if known.error is not None:
             advice = known.error.public_advice
-            body |= {"error": known.error.kind, "advice": advice.en, "advice_zh": advice.zh}
+            body |= {"error": known.error.kind, "advice": advice, "advice_zh": advice.zh}
         if isinstance(known.error, WeChatRefused):
             body["errcode"] = known.error.errcode
         ticket = known.usable(now)
@@ -457,7 +457,7 @@ def cache_for(settings: Settings, given: argparse.Namespace) -> Cache:
     try:
         return Cache(settings)
     except ConfigError as error:  # it does not know the file
-        raise ConfigError(f"{given.config}: {error}") from None
+        raise ConfigError(error.problems[0].at(given.config)) from None
 
 
 def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> int:
@@ -475,7 +475,7 @@ def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> i
         if given.check:
             from wechat_sign.check import Finding, print_findings
 
-            name = say("settings")
+            name = Text("settings")
             return print_findings(Finding(name, False, problem) for problem in error.problems)
         complain(error)
         return 2
@@ -502,7 +502,7 @@ def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> i
 def complain(error: ConfigError) -> None:
     with suppress(OSError):  # the exit status says it, too
         for problem in error.problems:
-            print(printable(problem, LONGEST_LINE), file=sys.stderr)
+            print(printable(local(problem), LONGEST_LINE), file=sys.stderr)
 
 
 def announce(settings: Settings, sockets: list[socket.socket]) -> None:

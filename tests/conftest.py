@@ -42,7 +42,7 @@ from wechat_sign.settings import Limits
 Main = Callable[..., tuple[int, str, str]]
 PROCESSES = {"start", "shared", "running", "own_redis", "chromium", "webkit", "signing"}
 """Fixtures that start processes."""
-STARTING = ("check", "script", "sentences", "process", "proxy", "systemd", "redis_kinds")
+STARTING = ("check", "script", "texts", "process", "proxy", "systemd", "redis_kinds")
 """The files whose tests start processes by themselves."""
 
 os.environ["LC_ALL"] = "C.UTF-8"  # in a Chinese locale the program speaks Chinese

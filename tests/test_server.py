@@ -509,11 +509,9 @@ def test_a_wrong_ini_file_is_a_line_for_each_problem_and_status_2(
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("passwd=x", "got an unexpected keyword argument 'passwd'"),
-        ("db=x", "Invalid value for 'db' in connection URL."),
+        ("db=hunter2", "redis-py does not take an option after the ?, or its value"),
         ("ssl_ca_certs=hunter2", "ssl_ca_certs: there is no such file"),
-        ("port=hunter2", "redis-py does not take an option that is there, or its value"),
-        ("0123456789abcdef0123456789abcdef=x", "redis-py does not take an option that is there"),
+        ("hunter2=x", "redis-py does not take an option after the ?, or its value"),
     ],
 )
 def test_a_url_with_a_wrong_option_is_a_problem_like_others_and_its_value_is_not_shown(
@@ -522,9 +520,7 @@ def test_a_url_with_a_wrong_option_is_a_problem_like_others_and_its_value_is_not
     ini = ini_with(tmp_path, "[redis]", f"url = redis://127.0.0.1?{query}")
     status, _, output = main("--config", str(ini))
     assert (status, output.count("\n")) == (2, 1)
-    assert output.startswith(f"{ini}: [redis] url, after the ?: {words}")
-    assert "hunter2" not in output
-    assert "0123456789abcdef" not in output
+    assert output == f"{ini}: [redis] url: {words}\n"
 
 
 def test_a_port_in_use_is_a_sentence_and_status_1(tmp_path: Path, main: Main) -> None:
@@ -562,7 +558,7 @@ def test_each_library_is_imported_where_the_design_says() -> None:
         "idna": {"hosts.py"},
         "requests": {"credentials.py"},
         "redis": {"redis_client.py", "store.py"},
-        "tornado": {"process.py", "server.py"},
+        "tornado": {"process.py", "server.py", "texts.py"},
     }.items():
         pattern = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
         assert {name for name, text in sources.items() if pattern.search(text)} == modules
@@ -571,7 +567,7 @@ def test_each_library_is_imported_where_the_design_says() -> None:
 def test_imports_point_downward() -> None:
     order = [
         "logs",
-        "sentences",
+        "texts",
         "errors",
         "hosts",
         "settings",

@@ -37,7 +37,7 @@ class Trouble:
         """Notes a failure; logs the first of its kind."""
         if what not in self.causes:
             text = "%s at %s fails, going on without: %s. What to do: %s"
-            log.warning(text, what, self._place, cause, redis_advice(cause))
+            log.warning(text, what, self._place, cause, redis_advice(cause).both)
         self.causes[what] = cause
         self.write_failed = self.write_failed or what == WRITING
 

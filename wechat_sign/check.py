@@ -17,13 +17,13 @@ from unicodedata import east_asian_width
 
 from .cache import READING, Cache
 from .credentials import Credential, WeChat
-from .errors import NO_ADVICE, Advice, LockedElsewhere, LookHangs, SigningError, redis_advice
+from .errors import LockedElsewhere, LookHangs, SigningError, redis_advice
 from .logs import LONGEST_LINE, printable
 from .renewal import CALLS, Known, Renewal
 from .safety import foreseen
-from .sentences import said, say
 from .settings import Settings
 from .signature import WxConfig
+from .texts import Text, local
 
 if TYPE_CHECKING:
     from .store import Found
@@ -39,7 +39,7 @@ class Finding:
     name: str
     ok: bool
     text: str
-    advice: Advice = NO_ADVICE
+    advice: str = ""
 
 
 def check(settings: Settings, cache: Cache) -> Iterator[Finding]:
@@ -65,11 +65,12 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
     try:
         found, lock = _in_time(settings, first)
     except LookHangs as hangs:
-        yield Finding("Redis", False, f"{settings.redis.place}, {said(hangs.what)}", hangs.advice)
+        text = Text("{place}, {what}", place=settings.redis.place, what=hangs.what)
+        yield Finding("Redis", False, text, hangs.advice)
         cache = cache.successor()
     else:
         took = _ms(time.monotonic() - began)
-        yield _redis(settings, cache, say("answers ({ms} ms), {lock}", ms=took, lock=lock))
+        yield _redis(settings, cache, Text("answers ({ms} ms), {lock}", ms=took, lock=lock))
     trouble = cache.trouble
     wechat = WeChat(settings.wechat)
     known = Known(ticket=found.ticket if found is not None else None)
@@ -80,7 +81,7 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
         yield _redis(settings, cache, "")
     if known.ticket is not None:
         WxConfig(settings.wechat.appid, settings.jssdk).sign(SAMPLE_PAGE, known.ticket.value)
-        yield Finding(say("signature"), True, say("made for {page}", page=SAMPLE_PAGE))
+        yield Finding(Text("signature"), True, Text("made for {page}", page=SAMPLE_PAGE))
 
 
 def _in_time(settings: Settings, call: Callable[[], T]) -> T:
@@ -118,18 +119,18 @@ def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
     place, url = settings.redis.place, settings.redis.url
     if cache.state == "memory":
         text = "not set: a running server's credentials are its own, so WeChat is asked for others"
-        return Finding("Redis", True, say(text))
+        return Finding("Redis", True, Text(text))
     if cache.trouble:
         return Finding("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
     for key, problem in cache.attempt(READING, lambda store: store.unusable, {}).items():
-        text = say("the key {key} {problem}", key=key, problem=problem)
+        text = Text("the key {key} {problem}", key=key, problem=problem)
         return Finding("Redis", False, text, redis_advice(problem))
     if url is not None and url.kind == "sentinel":
         sentinel = "Sentinel {service}, primary {where},"
-        place = say(sentinel, service=url.service, where=_where(settings, cache))
+        place = Text(sentinel, service=url.service, where=_where(settings, cache))
     elif url is not None and url.kind == "cluster":
-        place = say("Cluster, the keys on {where},", where=_where(settings, cache))
-    return Finding("Redis", True, f"{place} {how}")
+        place = Text("Cluster, the keys on {where},", where=_where(settings, cache))
+    return Finding("Redis", True, Text("{place} {how}", place=place, how=how))
 
 
 def _where(settings: Settings, cache: Cache) -> str:
@@ -148,7 +149,7 @@ def _where(settings: Settings, cache: Cache) -> str:
 def _lock(cache: Cache) -> str:
     with cache.lock() as lease_over:
         free = lease_over is not None
-    return say("lock works") if free else say("lock works (an instance has it just now)")
+    return Text("lock works") if free else Text("lock works (an instance has it just now)")
 
 
 def _access_token(token_api: str, cache: Cache, wechat: WeChat, known: Known) -> Finding:
@@ -157,17 +158,17 @@ def _access_token(token_api: str, cache: Cache, wechat: WeChat, known: Known) ->
         return Finding("access_token", False, error.what, error.advice)
     if token_api in wechat.took:
         fetched = "fetched by {token_api} ({ms} ms)"
-        text = say(fetched, token_api=token_api, ms=_ms(wechat.took[token_api]))
+        text = Text(fetched, token_api=token_api, ms=_ms(wechat.took[token_api]))
         return Finding("access_token", True, text)
     if cached is not None:
-        text = say("in the cache, expires in {left} s", left=_left(cache, cached))
+        text = Text("in the cache, expires in {left} s", left=_left(cache, cached))
     else:
-        text = say("not in the cache, and not needed while the ticket is")
+        text = Text("not in the cache, and not needed while the ticket is")
     not_tried = (
         "{text}; the secret was not tried: with token_api = token that would void a running "
         "server's token"
     )
-    return Finding("access_token", True, say(not_tried, text=text))
+    return Finding("access_token", True, Text(not_tried, text=text))
 
 
 def _jsapi_ticket(cache: Cache, wechat: WeChat, known: Known) -> Finding:
@@ -179,9 +180,9 @@ def _jsapi_ticket(cache: Cache, wechat: WeChat, known: Known) -> Finding:
         return Finding("jsapi_ticket", False, other.what, other.advice)
     left, took = _left(cache, ticket), wechat.took.get("getticket")
     if took is None:
-        text = say("in the cache, expires in {left} s", left=left)
+        text = Text("in the cache, expires in {left} s", left=left)
     else:
-        text = say("fetched ({ms} ms), expires in {left} s", ms=_ms(took), left=left)
+        text = Text("fetched ({ms} ms), expires in {left} s", ms=_ms(took), left=left)
     return Finding("jsapi_ticket", True, text)
 
 
@@ -198,16 +199,16 @@ def print_check(settings: Settings, cache: Cache, config: Path | None) -> int:
     Without a file it is the sandbox, which nothing is foreseen for."""
     logging.disable(logging.ERROR)  # the findings say it
     wechat = settings.wechat
-    text = say(
+    text = Text(
         "{source}: appid {appid}, {token_api} at {api}",
-        source=config or say("the sandbox"),
+        source=config or Text("the sandbox"),
         appid=wechat.appid,
         token_api=wechat.token_api,
         api=wechat.api,
     )
-    known = [Finding(say("settings"), True, text)]
+    known = [Finding(Text("settings"), True, text)]
     for what, advice in foreseen(settings, config) if config else ():
-        known.append(Finding(say("safety"), True, what, advice))
+        known.append(Finding(Text("safety"), True, what, advice))
     return print_findings(chain(known, check(settings, cache)))
 
 
@@ -215,16 +216,16 @@ def print_findings(findings: Iterable[Finding]) -> int:
     """Each as it comes. The exit status: 1 where one is not ok, or nobody reads on."""
     status = 0
     for finding in findings:
-        word, colour = (say("ok"), 32) if finding.ok else (say("FAIL"), 31)
-        if finding.ok and finding.advice.en:
-            word, colour = say("note"), 33
+        word, colour = (local(Text("ok")), 32) if finding.ok else (local(Text("FAIL")), 31)
+        if finding.ok and finding.advice:
+            word, colour = local(Text("note")), 33
         word = _column(word, 4)
         if sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
             word = f"\033[{colour}m{word}\033[0m"
-        text = printable(str(said(finding.text)), LONGEST_LINE)
-        line = f"{word}  {_column(finding.name, 12)}  {text}"
-        if finding.advice.en:
-            line += "\n      " + say("What to do: {advice}", advice=finding.advice)
+        text = printable(local(finding.text), LONGEST_LINE)
+        line = f"{word}  {_column(local(finding.name), 12)}  {text}"
+        if finding.advice:
+            line += "\n      " + local(Text("What to do: {advice}", advice=finding.advice))
         try:
             print(line, flush=True)
         except OSError:

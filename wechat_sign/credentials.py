@@ -16,8 +16,8 @@ import requests
 
 from .errors import WeChatRefused, WeChatUnreachable
 from .logs import redacted
-from .sentences import Sentence
 from .settings import WeChatSettings
+from .texts import Text
 
 # What urllib3 logs has the whole URL in it, secret included.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
@@ -109,14 +109,12 @@ class WeChat:
     def _grant(self, answer: dict[str, Any], name: str, *, endpoint: str) -> Grant:
         value, expires_in = answer.get(name), answer.get("expires_in", 0)
         if not is_credential(value):
-            raise WeChatUnreachable(
-                Sentence("it has no {name} in it", name=name), endpoint=endpoint
-            )
+            raise WeChatUnreachable(Text("it has no {name} in it", name=name), endpoint=endpoint)
         if re.fullmatch("[0-9]{1,9}", str(expires_in)):  # a string by way of some gateways
             expires_in = int(expires_in)
         if type(expires_in) not in (int, float) or not SHORTEST_LIFE <= expires_in < math.inf:
             cause = "its expires_in is no number of seconds, {least} or more"
-            raise WeChatUnreachable(Sentence(cause, least=SHORTEST_LIFE), endpoint=endpoint)
+            raise WeChatUnreachable(Text(cause, least=SHORTEST_LIFE), endpoint=endpoint)
         return Grant(str(value), expires_in)
 
     def _call(
@@ -132,12 +130,12 @@ class WeChat:
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
-            raise WeChatUnreachable(Sentence("it is not JSON"), endpoint=endpoint) from None
+            raise WeChatUnreachable(Text("it is not JSON"), endpoint=endpoint) from None
         if not isinstance(answer, dict):
-            raise WeChatUnreachable(Sentence("it is not a JSON object"), endpoint=endpoint)
+            raise WeChatUnreachable(Text("it is not a JSON object"), endpoint=endpoint)
         errcode = answer.get("errcode", 0)
         if type(errcode) is not int or abs(errcode) > 10**9:  # WeChat's have up to seven digits
-            raise WeChatUnreachable(Sentence("its errcode is no number"), endpoint=endpoint)
+            raise WeChatUnreachable(Text("its errcode is no number"), endpoint=endpoint)
         if errcode != 0:
             # A proxy's page might repeat what was sent, now or earlier.
             errmsg = redacted(str(answer.get("errmsg", "")), [self._settings.secret, *self._sent])

@@ -1,4 +1,4 @@
-"""What can go wrong, and what a person should do about it, in English and Chinese.
+"""What can go wrong, and what a person should do about it.
 
 The facts of an error are its attributes; its text is for the log, and says what to do.
 No error carries the secret, an access_token or a ticket.
@@ -10,51 +10,29 @@ import configparser
 import re
 import traceback
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from .logs import printable
-from .sentences import Sentence, in_chinese
+from .texts import FOLDER, Text
 
-
-class Advice(NamedTuple):
-    """What a person should do: a sentence in two languages, without full stop."""
-
-    en: str
-    zh: str
-
-    def __str__(self) -> str:
-        return f"{self.en} / {self.zh}"
-
-    @property
-    def said(self) -> str:
-        """For whoever reads a terminal: in Chinese alone where that is Chinese."""
-        return self.zh if in_chinese() else str(self)
-
-    def about(self, address: str) -> Advice:
-        """With the address filled in, and words for it where it is not known."""
-        return Advice(
-            self.en.format(address=address or "this server's public address"),
-            self.zh.format(address=address or "本服务器的公网 IP"),
-        )
-
-
-NO_ADVICE: Final = Advice("", "")
 _TABLE: Final = configparser.ConfigParser(interpolation=None, delimiters=("=",))
-_TABLE.read_string(Path(__file__).with_name("advice.ini").read_text(encoding="utf-8"))
+_TABLE.read(FOLDER / "advice.ini", encoding="utf-8")
 
 
-def _advice(name: str) -> Advice:
-    return Advice(_TABLE[name]["en"], _TABLE[name]["zh"])
+def advice(name: str, **values: object) -> Text:
+    """The advice of that name."""
+    return Text(_TABLE["advice"][name], **values)
 
 
 CAUSES: Final = {
     step: {
-        got: [_advice(name) for name in names.split(", ")]
+        got: [(text, text.zh) for text in map(advice, names.split(", "))]
         for got, names in _TABLE[f"page {step}"].items()
     }
     for step in ("sign", "urls", "script", "phone")
 }
-"""Why a step of the page failed, most often first, by the step and what it got."""
+"""Why a step of the page failed, in English and Chinese, most often first, by the step and what it
+got."""
 
 TOKEN_REFUSED: Final = frozenset({40001, 40014, 42001})
 """errcodes by which `getticket` says that the access_token, not the account, is at fault."""
@@ -66,7 +44,7 @@ _TRANSIENT: Final = frozenset({-1, -1000, 40014, 42001})
 
 
 class SigningError(Exception):
-    """Whatever keeps a page from being signed. Only its subclasses are raised.
+    """What keeps a page from being signed. Only its subclasses are raised.
 
     `what` happened is a sentence without full stop, `advice` is what to do about it. For the
     public there is the `kind`, which is `what` without what WeChat or the system said, and
@@ -74,19 +52,19 @@ class SigningError(Exception):
     """
 
     transient: bool = False
-    """True where asking again soon may help without anybody mending anything."""
+    """True where asking again soon may help, and nothing needs mending."""
 
-    def __init__(self, what: str, advice: Advice = NO_ADVICE, *, kind: str = "") -> None:
-        super().__init__(f"{what}. What to do: {advice}" if advice.en else what)
+    def __init__(self, what: str, advice: Text | None = None, *, kind: str = "") -> None:
+        super().__init__(f"{what}. What to do: {advice.both}" if advice else what)
         self.what = what
         self.kind = kind or what
-        self.advice = self.public_advice = advice
+        self.advice = self.public_advice = advice or Text("")
 
 
 class ConfigError(SigningError):
     """The settings can't be used. `problems` has a sentence for each thing to mend."""
 
-    def __init__(self, *problems: str) -> None:
+    def __init__(self, *problems: Text) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
 
@@ -112,19 +90,20 @@ class WeChatRefused(SigningError):
         self.endpoint = endpoint
         seen = re.search(r"invalid ip ([0-9a-fA-F.:]{3,39})", self.errmsg)
         self.address = seen[1] if seen else ""
+        self.transient = errcode in _TRANSIENT or (errcode, endpoint) == (40001, "getticket")
         known = _TABLE["errcode"]
         name = known.get(str(errcode), known["else"])
         name = known.get(f"{errcode} {endpoint}", name)
-        self.transient = errcode in _TRANSIENT or (errcode, endpoint) == (40001, "getticket")
-        kind, advice = f"WeChat refused {endpoint} with errcode {errcode}", _advice(name)
-        what = Sentence(
+        anywhere = Text("this server's public address")
+        what = Text(
             "WeChat refused {endpoint} with errcode {errcode} ({errmsg})",
             endpoint=endpoint,
             errcode=errcode,
             errmsg=self.errmsg,
         )
-        super().__init__(what, advice.about(self.address), kind=kind)
-        self.public_advice = advice.about("")
+        kind = f"WeChat refused {endpoint} with errcode {errcode}"
+        super().__init__(what, advice(name, address=self.address or anywhere), kind=kind)
+        self.public_advice = advice(name, address=anywhere)
 
 
 class WeChatUnreachable(SigningError):
@@ -133,10 +112,10 @@ class WeChatUnreachable(SigningError):
     transient = True
 
     def __init__(self, cause: str, *, endpoint: str) -> None:
-        kind = f"no usable answer from WeChat to {endpoint}"
         what = "no usable answer from WeChat to {endpoint}: {cause}"
-        what = Sentence(what, endpoint=endpoint, cause=cause)
-        super().__init__(what, _advice("unreachable"), kind=kind)
+        what = Text(what, endpoint=endpoint, cause=cause)
+        kind = f"no usable answer from WeChat to {endpoint}"
+        super().__init__(what, advice("unreachable"), kind=kind)
         self.endpoint = endpoint
 
 
@@ -146,8 +125,8 @@ class LockedElsewhere(SigningError):
     transient = True
 
     def __init__(self) -> None:
-        what = "another instance holds the lock and is asking WeChat for the ticket"
-        super().__init__(Sentence(what), _advice("locked elsewhere"))
+        what = Text("another instance holds the lock and is asking WeChat for the ticket")
+        super().__init__(what, advice("locked elsewhere"))
 
 
 class LookHangs(SigningError):
@@ -156,21 +135,20 @@ class LookHangs(SigningError):
     transient = True
 
     def __init__(self, seconds: float) -> None:
-        what = Sentence("a look did not end within {seconds:g} s", seconds=seconds)
-        super().__init__(what, _advice("unreachable"))
+        what = Text("a look did not end within {seconds:g} s", seconds=seconds)
+        super().__init__(what, advice("unreachable"))
 
 
 class Unexpected(SigningError):
-    """What nobody foresaw, by its class and where it was raised: its text may have a credential
-    in it."""
+    """A defect, by its class and where it was raised: its text may have a credential in it."""
 
     transient = True
 
     def __init__(self, error: Exception) -> None:
         place = traceback.extract_tb(error.__traceback__)[-1]
         name, file = type(error).__name__, Path(place.filename).name
-        what = Sentence("{name} in {file}, line {line}", name=name, file=file, line=place.lineno)
-        super().__init__(what, _advice("unexpected"))
+        what = Text("{name} in {file}, line {line}", name=name, file=file, line=place.lineno)
+        super().__init__(what, advice("unexpected"))
 
 
 class Stopping(SigningError):
@@ -180,13 +158,8 @@ class Stopping(SigningError):
         super().__init__("the server is stopping")
 
 
-def redis_advice(trouble: str) -> Advice:
+def redis_advice(trouble: str) -> Text:
     """What to do about a failure, by the words that Redis and redis-py have for it."""
     entries = _TABLE["redis"]
     found = (name for words, name in entries.items() if words in trouble.lower())
-    return _advice(next(found, entries["else"]))
-
-
-def start_advice(name: str) -> Advice:
-    """What to do about something that is less safe than it could be."""
-    return _advice(_TABLE["start"][name])
+    return advice(next(found, entries["else"]))

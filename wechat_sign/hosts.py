@@ -10,7 +10,7 @@ from typing import Final
 
 import idna
 
-from .sentences import say
+from .texts import Text
 
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _NUMBER_AT_END: Final = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
@@ -34,9 +34,11 @@ def page_host(text: str) -> str:
     else:
         right = _ipv4(host) if _NUMBER_AT_END.fullmatch(host) else host
     if right != host:
-        raise ValueError(say("browsers write it {right}", right=right) if right else say(_NO_HOST))
+        raise ValueError(
+            Text("browsers write it {right}", right=right) if right else Text(_NO_HOST)
+        )
     if star and not re.search(r"\.[^.]*[a-z_-][^.]*$", host):
-        raise ValueError(say("after *. must come a domain with a dot in it, as in *.example.com"))
+        raise ValueError(Text("after *. must come a domain with a dot in it, as in *.example.com"))
     return star + host
 
 
@@ -50,17 +52,17 @@ def _in_ascii(host: str) -> str:
         new = idna.encode(host, uts46=True).decode()
     if new and old != new:
         changed = "browsers of today write it {new}, older ones did not: list that"
-        raise ValueError(say(changed, new=new))
+        raise ValueError(Text(changed, new=new))
     if not new:
         in_ascii = "{no_host}; one that is not ASCII as location.host has it, with xn--"
-        raise ValueError(say(in_ascii, no_host=say(_NO_HOST)))
+        raise ValueError(Text(in_ascii, no_host=Text(_NO_HOST)))
     return new
 
 
 def _ipv4(host: str) -> str:
     with suppress(OSError):
         return str(IPv4Address(socket.inet_aton(host)))
-    raise ValueError(say("browsers take it for an IPv4 address, by its end, and it is none"))
+    raise ValueError(Text("browsers take it for an IPv4 address, by its end, and it is none"))
 
 
 def _ipv6(host: str) -> str:

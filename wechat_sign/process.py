@@ -38,8 +38,8 @@ from tornado.log import access_log
 from tornado.netutil import bind_sockets
 
 from .errors import ConfigError
-from .sentences import say
 from .settings import Limits, Network, ServerSettings
+from .texts import Text
 
 if sys.platform != "win32":
     import resource
@@ -266,7 +266,7 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
         sockets = sockets or bind_sockets(settings.port, settings.address, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        problem = say(
+        problem = Text(
             "can't listen on {address} port {port}: {reason}. "
             "Choose another with --address and --port, or in [server]",
             address=settings.address,
@@ -298,9 +298,9 @@ def _listening(descriptor: int) -> socket.socket:
         listening = socket.socket(fileno=descriptor)
         listens = listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if not listens or listening.type != socket.SOCK_STREAM:
-            raise OSError(say("it is no stream socket that listens"))
+            raise OSError(Text("it is no stream socket that listens"))
     except OSError as error:
-        problem = say(
+        problem = Text(
             "can't listen on file descriptor {descriptor}, which LISTEN_FDS hands over: {reason}. "
             "Give the unit's [Socket] a ListenStream, and no Accept=yes",
             descriptor=descriptor,

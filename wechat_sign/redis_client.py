@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -16,8 +15,8 @@ from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 
 from .errors import ConfigError
-from .sentences import say
-from .settings import SECRET, RedisSettings, RedisUrl
+from .settings import RedisSettings
+from .texts import Text
 
 Client = redis.Redis | redis.RedisCluster
 _SHARED: Final = {"ssl", "socket", "retry", "protocol", "driver"}
@@ -41,11 +40,13 @@ def connect(settings: RedisSettings, timeout: float) -> Callable[[], Client]:
             given.setdefault("ssl_check_hostname", True)
         for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
             if name in given and not Path(given[name]).is_file():
-                raise ValueError(say("{name}: there is no such file", name=name))
+                problem = Text("there is no such file").at(name)
+                raise ConfigError(problem.at("[redis] url"))
         return _of_kind(url.kind, url.service, nodes, given)
-    except (TypeError, ValueError, AttributeError, redis.RedisError) as error:
-        problem = _what_is_wrong(error, url)
-        raise ConfigError(say("[redis] url, after the ?: {problem}", problem=problem)) from None
+    except (TypeError, ValueError, AttributeError, redis.RedisError):
+        # Its words may have a value in them, and that may be a secret.
+        problem = Text("redis-py does not take an option after the ?, or its value")
+        raise ConfigError(problem.at("[redis] url")) from None
 
 
 def _options(settings: RedisSettings, timeout: float) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,16 +65,6 @@ def _options(settings: RedisSettings, timeout: float) -> tuple[dict[str, Any], d
         "driver_info": redis.DriverInfo(name="", lib_version=""),
     }
     return common, once
-
-
-def _what_is_wrong(error: Exception, url: RedisUrl) -> str:
-    """redis-py's words, which name an option that it does not know; not where a secret may be in
-    them, by the option's name or its value."""
-    words = str(error).rpartition("() ")[2]
-    values = [value for _, value in parse_qsl(urlsplit(url.nodes[0]).query)]
-    if SECRET.search(words) or any(value in words for value in values if len(value) > 3):
-        return say("redis-py does not take an option that is there, or its value")
-    return words
 
 
 def _of_kind(

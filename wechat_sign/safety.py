@@ -11,40 +11,38 @@ from functools import reduce
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .errors import Advice, start_advice
+from .errors import advice
 from .process import is_loopback
-from .sentences import Sentence
 from .settings import Settings, secrets_in
+from .texts import Text
 
 
 def warnings_for(
     settings: Settings, config: Path, listening: Iterable[socket.socket]
 ) -> Iterator[str]:
     """For each thing a sentence for the log, with what to do about it."""
-    for what, advice in _risks(settings, config, public=any(map(_is_public, listening))):
-        yield f"{what}. What to do: {advice}"
+    for what, todo in _risks(settings, config, public=any(map(_is_public, listening))):
+        yield f"{what}. What to do: {todo.both}"
 
 
-def foreseen(settings: Settings, config: Path) -> Iterator[tuple[str, Advice]]:
+def foreseen(settings: Settings, config: Path) -> Iterator[tuple[Text, Text]]:
     """The same before anything listens, by the address that the settings name."""
     return _risks(settings, config, public=not _is_this_host(settings.server.address))
 
 
-def _risks(settings: Settings, config: Path, *, public: bool) -> Iterator[tuple[str, Advice]]:
+def _risks(settings: Settings, config: Path, *, public: bool) -> Iterator[tuple[Text, Text]]:
     if public and not settings.jssdk.page_hosts:
-        yield Sentence("any page is signed with this account"), start_advice("page_hosts")
+        yield Text("any page is signed with this account"), advice("open to all")
     api = urlsplit(settings.wechat.api)
     if api.scheme == "http" and not _is_this_host(api.hostname or ""):
-        yield Sentence("the secret goes to WeChat unencrypted"), start_advice("api")
+        yield Text("the secret goes to WeChat unencrypted"), advice("api unencrypted")
     secrets = secrets_in(config) if _anybody_may_read(config) else []
     if secrets:
-        names = reduce(
-            lambda one, other: Sentence("{one} and {other}", one=one, other=other), secrets
-        )
+        names = reduce(lambda one, other: Text("{one} and {other}", one=one, other=other), secrets)
         what = "every user of this host may read {names} in {config}"
-        yield Sentence(what, names=names, config=config), start_advice("mode")
+        yield Text(what, names=names, config=config), advice("file open to all")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        yield Sentence("the server runs as root"), start_advice("root")
+        yield Text("the server runs as root"), advice("runs as root")
 
 
 def _is_public(listening: socket.socket) -> bool:

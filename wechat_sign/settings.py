@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from .errors import ConfigError
 from .hosts import page_host
 from .logs import printable
-from .sentences import say
+from .texts import Text
 
 GRANTED_LIFE: Final = 7200
 """The longest life, in seconds, that WeChat grants a token or a ticket."""
@@ -40,7 +40,7 @@ _PERHAPS_A_SECRET: Final = re.compile(r".*([0-9a-fA-F]{32}|[=@]).*|[^.]{32,}", r
 
 def _text(text: str) -> str:
     if re.search(r"\s", text):
-        raise ValueError(say("may not contain whitespace (a comment needs a line of its own)"))
+        raise ValueError(Text("may not contain whitespace (a comment needs a line of its own)"))
     return text
 
 
@@ -49,13 +49,13 @@ def _number(kind: Callable[[str], float], low: float, high: float, text: str) ->
         if low <= (number := kind(text)) <= high:
             return number
     if kind is int:
-        raise ValueError(say("must be a whole number from {low} to {high}", low=low, high=high))
-    raise ValueError(say("must be a number from {low} to {high}", low=low, high=high))
+        raise ValueError(Text("must be a whole number from {low} to {high}", low=low, high=high))
+    raise ValueError(Text("must be a number from {low} to {high}", low=low, high=high))
 
 
 def _choice(choices: Mapping[str, Any], text: str) -> Any:
     if text.lower() not in choices:
-        raise ValueError(say("must be one of {choices}", choices=", ".join(choices)))
+        raise ValueError(Text("must be one of {choices}", choices=", ".join(choices)))
     return choices[text.lower()]
 
 
@@ -65,9 +65,9 @@ _PAGE: Final = {**configparser.ConfigParser.BOOLEAN_STATES, "address": "address"
 
 def _appid(text: str) -> str:
     if text.startswith("gh_"):
-        raise ValueError(say("is the account's 原始ID; the appid begins with wx"))
+        raise ValueError(Text("is the account's 原始ID; the appid begins with wx"))
     if not re.fullmatch(r"[\w-]+", text):
-        raise ValueError(say("must be an appid, like wx and 16 letters and digits"))
+        raise ValueError(Text("must be an appid, like wx and 16 letters and digits"))
     return text
 
 
@@ -78,7 +78,7 @@ def _api(text: str) -> str:
         plain = url.username is None and not url.query and not url.fragment
         if web and plain and not SECRET.search(text):
             return text.rstrip("/")
-    raise ValueError(say("must be a plain url, like https://api.weixin.qq.com"))
+    raise ValueError(Text("must be a plain url, like https://api.weixin.qq.com"))
 
 
 _NODE: Final = r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?"
@@ -106,20 +106,20 @@ def _redis_url(text: str) -> RedisUrl:
     match = _UNIX_URL.fullmatch(_text(text)) or _REDIS_URL.fullmatch(text)
     if match is None:
         raise ValueError(
-            say(
+            Text(
                 "must be like redis://:PASSWORD@127.0.0.1:6379/0, rediss://… (TLS), "
                 "unix:///run/redis.sock, redis+sentinel://HOST:26379,HOST:26379/SERVICE or "
                 "redis+cluster://HOST:6379,HOST:6379; {escaped}",
-                escaped=say(_ESCAPED),
+                escaped=Text(_ESCAPED),
             )
         )
     login = match["login"] or ""
     place = text.replace(login, "", 1).partition("?")[0]
     if _BAD_PERCENT.search(login):
         wrong = "has a % that two hex digits do not follow; {escaped}, so % as %25"
-        raise ValueError(say(wrong, escaped=say(_ESCAPED)))
+        raise ValueError(Text(wrong, escaped=Text(_ESCAPED)))
     if SECRET.search(place):
-        raise ValueError(say("has a secret where no password is: that stands before an @"))
+        raise ValueError(Text("has a secret where no password is: that stands before an @"))
     if match.re is _UNIX_URL:
         return RedisUrl("", (text,), "", place)
     kind, nodes = match["kind"] or "", match["nodes"].split(",")
@@ -128,12 +128,12 @@ def _redis_url(text: str) -> RedisUrl:
         service, _, db = path[1:].partition("/")
         path = f"/{db}"
         if not service:
-            raise ValueError(say("must end with the service: redis+sentinel://HOST:26379/SERVICE"))
+            raise ValueError(Text("must end with the service: redis+sentinel://HOST:26379/SERVICE"))
     elif len(nodes) > 1 and not kind:
-        raise ValueError(say("several hosts need redis+sentinel://… or redis+cluster://…"))
+        raise ValueError(Text("several hosts need redis+sentinel://… or redis+cluster://…"))
     if not re.fullmatch(r"(/0?)?" if kind == "cluster" else r"(/\d*)?", path):
         raise ValueError(
-            say("must end with the number of a database (in a Cluster, 0), or without")
+            Text("must end with the number of a database (in a Cluster, 0), or without")
         )
     path = "" if kind == "cluster" else path
     urls = tuple(f"{match['tls']}://{login}{node}{path}{query}" for node in nodes)
@@ -142,10 +142,10 @@ def _redis_url(text: str) -> RedisUrl:
 
 def _host(text: str) -> str:
     if re.search("[@/,]", text):
-        raise ValueError(say("must be a host alone; a url is given as url, and so are several"))
+        raise ValueError(Text("must be a host alone; a url is given as url, and so are several"))
     if ":" in text and not _is_ipv6(text):
         raise ValueError(
-            say(
+            Text(
                 "must be a host alone (an IPv6 address without brackets); "
                 "the port is an option of its own"
             )
@@ -168,30 +168,30 @@ def _item(parse: Callable[[str], T], text: str, place: int) -> T:
     """Raises ValueError that names the item, or its place where it may be a secret."""
     try:
         if SECRET.fullmatch(text):
-            raise ValueError(say(_LIKE_THE_SECRET))
+            raise ValueError(Text(_LIKE_THE_SECRET))
         return parse(text)
     except ValueError as reason:
         hidden = _PERHAPS_A_SECRET.fullmatch(text)
-        shown = say("item {place}", place=place) if hidden else printable(text, _NAME_SHOWN)
-        raise ValueError(f"{shown}: {reason}") from None
+        shown = Text("item {place}", place=place) if hidden else printable(text, _NAME_SHOWN)
+        raise ValueError(reason.args[0].at(shown)) from None
 
 
 def _js_api(text: str) -> str:
     if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", text):
-        raise ValueError(say("must be the name of a JS API"))
+        raise ValueError(Text("must be the name of a JS API"))
     return text
 
 
 def _open_tag(text: str) -> str:
     if not re.fullmatch("wx-[a-z-]+", text):
-        raise ValueError(say("must be the name of an open tag, like wx-open-launch-weapp"))
+        raise ValueError(Text("must be the name of an open tag, like wx-open-launch-weapp"))
     return text
 
 
 def _network(text: str) -> Network:
     with suppress(ValueError):
         return ip_network(text)
-    raise ValueError(say("must be an IP address or a network, like 10.0.0.5 or 10.0.0.0/8"))
+    raise ValueError(Text("must be an IP address or a network, like 10.0.0.5 or 10.0.0.0/8"))
 
 
 def option(default: Any = MISSING, parse: Callable[[str], Any] = _text, environ: str = "") -> Any:
@@ -375,14 +375,14 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     for section, schema in SECTIONS.items():
         given = texts.get(section, {})
         problems += _unknown(section, given, _options(schema), lines)
-        values[section], wrong = _section(schema, given, environ)
-        problems += [f"[{section}] {problem}" for problem in wrong]
+        values[section], wrong = _section(section, given, environ)
+        problems += wrong
     if not problems:
         settings = Settings(**{name: SECTIONS[name](**given) for name, given in values.items()})
         problems = _contradictions(settings)
         if not problems:
             return settings
-    raise ConfigError(*(f"{path}: {problem}" for problem in problems))
+    raise ConfigError(*(problem.at(path) for problem in problems))
 
 
 def secrets_in(path: Path) -> list[str]:
@@ -398,70 +398,70 @@ def secrets_in(path: Path) -> list[str]:
     return []
 
 
-def _contradictions(settings: Settings) -> list[str]:
+def _contradictions(settings: Settings) -> list[Text]:
     given = settings.redis
     problems = []
     if settings.access_token_key == settings.jsapi_ticket_key:
         same = "[redis] access_token_key and jsapi_ticket_key are the same; use two keys"
-        problems.append(say(same))
+        problems.append(Text(same))
     if given.url and given.host:
-        problems.append(say("[redis] url (or REDIS_URL) and host are both given; keep one"))
+        problems.append(Text("[redis] url (or REDIS_URL) and host are both given; keep one"))
     if given.url and (given.port, given.db, given.tls) != (6379, 0, False):
         problems.append(
-            say("[redis] port, db and tls go with host; with url they are part of that")
+            Text("[redis] port, db and tls go with host; with url they are part of that")
         )
     return problems
 
 
 def _parse(
     path: Path,
-) -> tuple[dict[str, dict[str, str]], dict[tuple[str, str], int], list[str]]:
+) -> tuple[dict[str, dict[str, str]], dict[tuple[str, str], int], list[Text]]:
     """Section → option → text, the line of each, and a problem for each line that is no part of
     that. A section's own line is that of its option ""."""
     parser = configparser.ConfigParser(
         interpolation=None, default_section="", empty_lines_in_values=False
     )
     lines: dict[tuple[str, str], int] = {}
-    problems: list[str] = []
-    problem = ""
+    problems: list[Text] = []
+    problem = None
     try:
         text = path.read_text(encoding="utf-8-sig")
         parser.read_file(_numbered(text, parser, lines))
     except FileNotFoundError:
-        problem = say(
+        problem = Text(
             "no such file. Copy config.example.ini to {path} and fill in appid and secret, or "
             "try the server without an account: python server.py --sandbox",
             path=path,
         )
     except PermissionError:
-        problem = say(
+        problem = Text(
             "is not readable for this user: chown it to User= of the systemd unit, or to "
             "whoever starts the server"
         )
     except OSError as error:
-        problem = say("can't be read: {reason}", reason=error.strerror)
+        problem = Text("can't be read: {reason}", reason=error.strerror)
     except UnicodeDecodeError:
-        problem = say("is not UTF-8 text; save it as UTF-8")
+        problem = Text("is not UTF-8 text; save it as UTF-8")
     except configparser.DuplicateSectionError as error:
         known = error.section in SECTIONS
-        name = f"[{error.section}]" if known else say("this section")
+        name = f"[{error.section}]" if known else Text("this section")
         twice = "line {line}: {name} is given twice; join the two"
-        problem = say(twice, line=error.lineno, name=name)
+        problem = Text(twice, line=error.lineno, name=name)
     except configparser.DuplicateOptionError as error:
         schema = SECTIONS.get(error.section)
         known = schema is not None and error.option in _options(schema)
-        name = f"[{error.section}] {error.option}" if known else say("this option")
+        name = f"[{error.section}] {error.option}" if known else Text("this option")
         twice = "line {line}: {name} is given twice; keep one"
-        problem = say(twice, line=error.lineno, name=name)
+        problem = Text(twice, line=error.lineno, name=name)
     except configparser.MissingSectionHeaderError as error:
         line = error.lineno
-        problem = say("line {line}: a [section] must come before the first option", line=line)
+        problem = Text("line {line}: a [section] must come before the first option", line=line)
     except configparser.ParsingError as error:
         problems = [
-            say("line {line}: is not option = value", line=line) for line, _ in error.errors
+            Text("line {line}: is not option = value", line=line) for line, _ in error.errors
         ]
     if problem:
-        raise ConfigError(f"{path}: {problem}")
+        raise ConfigError(problem.at(path))
     return {name: dict(parser[name]) for name in parser.sections()}, lines, problems
 
 
@@ -481,48 +481,48 @@ def _options(schema: Any) -> dict[str, Field[Any]]:
 
 
 def _section(
-    schema: Any, texts: Mapping[str, str], environ: Mapping[str, str]
-) -> tuple[dict[str, Any], list[str]]:
+    section: str, texts: Mapping[str, str], environ: Mapping[str, str]
+) -> tuple[dict[str, Any], list[Text]]:
     """Option → value, and what is wrong."""
-    problems: list[str] = []
+    problems: list[Text] = []
     values: dict[str, Any] = {}
-    for name, option in _options(schema).items():
+    for name, option in _options(SECTIONS[section]).items():
         text = texts.get(name) or environ.get(option.metadata["environ"], "").strip()
         try:
-            values[name] = _value(option, text)
+            values[name] = _value(f"[{section}] {name}", option, text)
         except ValueError as problem:
-            problems.append(str(problem))
+            problems.append(problem.args[0])
     return values, problems
 
 
-def _value(option: Field[Any], text: str) -> Any:
+def _value(name: str, option: Field[Any], text: str) -> Any:
     """The option's value. Raises ValueError with a sentence that begins with its name."""
-    name, variable = option.name, option.metadata["environ"]
+    variable = option.metadata["environ"]
     if not text.isprintable() and re.search("[\ud800-\udfff]", text):
-        problem = say(
+        problem = Text(
             "is not UTF-8 text (see the environment variable {variable})", variable=variable
         )
-        raise ValueError(f"{name}: {problem}")
+        raise ValueError(problem.at(name))
     if not text and option.default is MISSING and variable:
         missing = "{name} is required: fill it in (or set the environment variable {variable})"
-        raise ValueError(say(missing, name=name, variable=variable))
+        raise ValueError(Text(missing, name=name, variable=variable))
     if not text and option.default is MISSING:
-        raise ValueError(say("{name} is required: fill it in", name=name))
+        raise ValueError(Text("{name} is required: fill it in", name=name))
     if not text:
         return option.default
     if "\n" in text and not isinstance(option.default, tuple):
         # Not shown: what it swallowed may be the line of the secret.
-        problem = say("runs over several lines; is the line below it indented by mistake?")
-        raise ValueError(f"{name}: {problem}")
+        problem = Text("runs over several lines; is the line below it indented by mistake?")
+        raise ValueError(problem.at(name))
     if not variable and SECRET.fullmatch(text):
-        raise ValueError(f"{name}: {say(_LIKE_THE_SECRET)}")
+        raise ValueError(Text(_LIKE_THE_SECRET).at(name))
     if text[0] == text[-1] and text[0] in "\"'" and option.metadata["parse"] is not str:
-        problem = say("is in quotes, which would be part of it; leave them out")
-        raise ValueError(f"{name}: {problem}")
+        problem = Text("is in quotes, which would be part of it; leave them out")
+        raise ValueError(problem.at(name))
     try:
         return option.metadata["parse"](text)
     except ValueError as reason:
-        raise ValueError(f"{name}: {reason}") from None
+        raise ValueError(reason.args[0].at(name)) from None
 
 
 def _unknown(
@@ -530,7 +530,7 @@ def _unknown(
     names: Iterable[str],
     known: Mapping[str, Any],
     lines: Mapping[tuple[str, str], int],
-) -> list[str]:
+) -> list[Text]:
     """A problem for each name that is not known: of a section's options, or of sections where
     it is "". Only one that resembles a known name is shown; another may be a secret."""
     problems = []
@@ -540,16 +540,16 @@ def _unknown(
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
         shown, listed = printable(name, _NAME_SHOWN), ", ".join(known)
         if close and section:
-            problem = say("unknown option; did you mean {close}?", close=close[0])
-            problems.append(f"[{section}] {shown}: {problem}")
+            problem = Text("unknown option; did you mean {close}?", close=close[0])
+            problems.append(problem.at(f"[{section}] {shown}"))
         elif close:
-            problem = say("unknown section; did you mean {close}?", close=close[0])
-            problems.append(f"[{shown}]: {problem}")
+            problem = Text("unknown section; did you mean {close}?", close=close[0])
+            problems.append(problem.at(f"[{shown}]"))
         elif section:
             unknown = "line {line}: unknown option in [{section}]; known are {known}"
             line = lines[section, name]
-            problems.append(say(unknown, line=line, section=section, known=listed))
+            problems.append(Text(unknown, line=line, section=section, known=listed))
         else:
             unknown = "line {line}: unknown section; known are {known}"
-            problems.append(say(unknown, line=lines[name, ""], known=listed))
+            problems.append(Text(unknown, line=lines[name, ""], known=listed))
     return problems

@@ -23,8 +23,8 @@ import redis
 from .clock import Clock
 from .credentials import Credential, is_credential
 from .redis_client import Client, connect, explain
-from .sentences import Sentence
 from .settings import GRANTED_LIFE, Settings
+from .texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +62,10 @@ def of_a_named_key(raw: bytes | None, owner: bytes, appid: str) -> tuple[str, st
         value = _in_json(raw or b"")
     if raw != b"" and not value:
         kept = "holds {shape}, which is neither used nor overwritten"
-        return "", Sentence(kept, shape=_shape(raw))
+        return "", Text(kept, shape=_shape(raw))
     theirs, _, digest = owner.decode("ascii", "replace").partition(" ")
     if digest == _digest(value) and theirs != appid:
-        return "", Sentence("holds what was fetched for another appid, and is not used")
+        return "", Text("holds what was fetched for another appid, and is not used")
     return value, ""
 
 
@@ -206,15 +206,15 @@ def _digest(value: str) -> str:
     return hashlib.sha1(value.encode()).hexdigest()
 
 
-def _shape(raw: bytes | None) -> Sentence:
+def _shape(raw: bytes | None) -> Text:
     """What a value looks like that is no credential."""
     if raw is None:
-        return Sentence("no string")
+        return Text("no string")
     if re.match(rb"[aOsib]:[0-9]", raw):
-        return Sentence("a PHP-serialised value")
+        return Text("a PHP-serialised value")
     if raw[:1] in b'{["':
-        return Sentence("JSON without a credential")
-    return Sentence("text that is no credential")
+        return Text("JSON without a credential")
+    return Text("text that is no credential")
 
 
 def _in_json(raw: bytes) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import Main
 from harness import ROOT, Fault, Sandbox, Start
+from test_errors import ADVICE
 
 from wechat_sign.errors import (
     LockedElsewhere,
@@ -21,11 +23,13 @@ from wechat_sign.errors import (
     WeChatRefused,
     WeChatUnreachable,
 )
-from wechat_sign.sentences import CHINESE, Sentence, in_chinese, said, say
+from wechat_sign.texts import FOLDER, Text, local
 
 ZH = "zh_CN.UTF-8"
 HAN = re.compile("[一-鿿]")
-SOURCES = [ROOT / "server.py", *(ROOT / "wechat_sign").glob("*.py")]
+with open(FOLDER / "zh_CN.csv", encoding="utf-8-sig", newline="") as table:
+    ROWS: list[list[str]] = list(csv.reader(table))
+CHINESE = dict(ROWS)
 
 
 def placeholders(template: str) -> set[tuple[str, str]]:
@@ -33,64 +37,49 @@ def placeholders(template: str) -> set[tuple[str, str]]:
     return {(name, how or "") for _, name, how, _ in Formatter().parse(template) if name}
 
 
-def literal(node: ast.expr | None) -> str | None:
-    text = node.value if isinstance(node, ast.Constant) else None
-    return text if isinstance(text, str) else None
+def literals(node: ast.AST, name: str, values: dict[str, str]) -> Iterator[tuple[ast.Call, str]]:
+    """Each call of that name, and its text, which may be in a variable that was set before."""
+    match node:
+        case ast.Assign(targets=[ast.Name(id=to)], value=ast.Constant(value=str(text))):
+            values[to] = text
+        case ast.AnnAssign(target=ast.Name(id=to), value=ast.Constant(value=str(text))):
+            values[to] = text
+        case ast.Call(func=ast.Name(id=called), args=[ast.Constant(value=str(text)), *_]):
+            if called == name:
+                yield node, text
+        case ast.Call(func=ast.Name(id=called), args=[ast.Name(id=variable), *_]):
+            if called == name and variable in values:
+                yield node, values[variable]
+    for child in ast.iter_child_nodes(node):
+        yield from literals(child, name, values)
 
 
-def assigned(tree: ast.AST, name: str, before: int) -> str | None:
-    """The last literal that the name is given above that line."""
-    values = [
-        literal(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.lineno < before
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name) and target.id == name
-    ]
-    return values[-1] if values else None
+def calls(name: str) -> Iterator[tuple[str, str, set[str]]]:
+    """Where the code calls it: the place, the text, and the names of the values."""
+    for path in [ROOT / "server.py", *(ROOT / "wechat_sign").glob("*.py")]:
+        for call, text in literals(ast.parse(path.read_text(encoding="utf-8")), name, {}):
+            yield f"{path.name}:{call.lineno}", text, {str(one.arg) for one in call.keywords}
 
 
-def sentences() -> Iterator[tuple[str, str | None, set[str]]]:
-    """Where the code has a sentence said: the place, the template and the names of its values."""
-    for path in SOURCES:
-        if path.name == "sentences.py":
-            continue
-        module = ast.parse(path.read_text(encoding="utf-8"))
-        functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
-        for call in ast.walk(module):
-            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-                continue
-            if call.func.id not in ("say", "Sentence"):
-                continue
-            [first] = call.args
-            text = literal(first)
-            if isinstance(first, ast.Name):
-                around = [one for one in functions if call in ast.walk(one)]
-                found = (assigned(scope, first.id, call.lineno) for scope in (*around, module))
-                text = next(filter(None, found), None)
-            names = {str(keyword.arg) for keyword in call.keywords}
-            yield f"{path.name}:{call.lineno}", text, names
-
-
-def test_every_sentence_of_the_code_is_in_the_table_and_has_its_values() -> None:
-    for place, template, names in sentences():
-        assert template in CHINESE, place
-        assert names == {name for name, _ in placeholders(template)}, place
-
-
-def test_every_sentence_of_the_table_is_said() -> None:
-    assert set(CHINESE) - {template for _, template, _ in sentences()} == set()
+def test_every_text_of_the_code_has_its_values_and_its_row_and_every_row_is_a_text() -> None:
+    used = set(ADVICE.values())
+    for place, text, names in calls("Text"):
+        assert names == {name for name, _ in placeholders(text)}, place
+        if re.search("[A-Za-z]", re.sub("{[^}]*}", "", text)):
+            assert text in CHINESE, place
+            used.add(text)
+    assert used == set(CHINESE)
+    assert len(CHINESE) == len(ROWS)
 
 
 def test_both_languages_have_the_same_values_and_the_chinese_its_own_punctuation() -> None:
-    for english, chinese in CHINESE.items():
+    for english, chinese in ROWS:
         assert placeholders(english) == placeholders(chinese), english
         assert re.search("[一-鿿！-～]", chinese), english
-        assert not re.search("[一-鿿][,;:?!()]|[,;:?!()][一-鿿]", chinese), english  # half-width
-        assert not re.search("[一-鿿][A-Za-z0-9{]|[A-Za-z0-9}][一-鿿]", chinese), (
-            english
-        )  # no space
+        assert not re.search("[一-鿿] ?[,;:!?()]|[,;:!?()] ?[一-鿿]", chinese), english
+        assert not english.endswith("."), english
         assert not chinese.endswith("。"), english
+        assert (english + chinese).isprintable(), english
 
 
 @pytest.mark.parametrize(
@@ -115,8 +104,7 @@ def test_the_first_variable_that_is_not_empty_decides(
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert in_chinese() is chinese
-    assert say("it is not JSON") == ("应答不是 JSON" if chinese else "it is not JSON")
+    assert local(Text("it is not JSON")) == ("应答不是 JSON" if chinese else "it is not JSON")
 
 
 def failed() -> Exception:
@@ -128,7 +116,7 @@ def failed() -> Exception:
 
 ERRORS: list[Callable[[], SigningError]] = [
     lambda: WeChatRefused(40164, "invalid ip 203.0.113.7, {not} in whitelist", endpoint="token"),
-    lambda: WeChatUnreachable(Sentence("it is not JSON"), endpoint="token"),
+    lambda: WeChatUnreachable(Text("it is not JSON"), endpoint="token"),
     lambda: WeChatUnreachable("ConnectionError (Connection refused)", endpoint="token"),
     LockedElsewhere,
     lambda: Unexpected(failed()),
@@ -140,12 +128,12 @@ def test_an_error_is_english_for_the_log_and_chinese_for_the_terminal(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     english = ERRORS[number]()
-    assert said(english.what) == english.what
-    assert said(english.advice) == str(english.advice)
+    assert local(english.what) == english.what
+    assert local(english.advice) == english.advice
     monkeypatch.setenv("LC_ALL", ZH)
     chinese = ERRORS[number]()
-    assert HAN.search(str(said(chinese.what)))
-    assert said(chinese.advice) == chinese.advice.zh
+    assert HAN.search(local(chinese.what))
+    assert local(chinese.advice) == chinese.advice.zh
     assert re.sub(r"line \d+", "", str(chinese)) == re.sub(r"line \d+", "", str(english))
     assert (chinese.what, chinese.kind) == (english.what, english.kind)
 
@@ -215,10 +203,10 @@ def test_a_file_that_can_not_be_used_at_all_is_refused_in_chinese(refuse: Refuse
         ("[wechat]\nappid = a\nappid = b", "第 3 行：重复填写（[wechat] appid），请只保留一处"),
         ("[x]\n[x]", "第 2 行：重复出现（该节），请将两处合并"),
         ("appid = a", "第 1 行：第一个选项之前须有 [节名]"),
-        (f"{account}[redis]\nurl = redis://h?sokcet_timeout=1", "[redis] url 的 ? 之后："),
+        (f"{account}[redis]\nurl = redis://h?sokcet_timeout=1", "[redis] url: redis-py 不接受"),
         (
             f"{account}[redis]\nurl = rediss://h?ssl_ca_certs=/no.such",
-            "[redis] url 的 ? 之后：ssl_ca_certs：文件不存在",
+            "[redis] url: ssl_ca_certs: 文件不存在",
         ),
     ):
         status, _, [line] = refuse(text)
@@ -257,7 +245,7 @@ def test_where_chinese_can_not_be_written_it_is_english(monkeypatch: pytest.Monk
         for stream in ("stdout", "stderr"):
             with monkeypatch.context() as patch:
                 patch.setattr(sys, stream, SimpleNamespace(encoding=encoding))
-                assert say("ok") == word, (encoding, stream)
+                assert local(Text("ok")) == word, (encoding, stream)
 
 
 def test_the_process_is_written_in_the_encoding_of_the_terminal() -> None:
