@@ -59,6 +59,7 @@ from wechat_sign.settings import (
     ServerSettings,
     Settings,
     WeChatSettings,
+    is_loopback,
     load_settings,
 )
 from wechat_sign.signature import WxConfig

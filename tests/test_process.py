@@ -320,15 +320,6 @@ def test_the_client_is_who_the_nearest_trusted_proxies_say_and_no_other(
     assert process.client_address(peer, forwarded, PROXIES) == client
 
 
-@pytest.mark.parametrize(
-    ("client", "is_here"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("10.0.0.1", False)]
-    + [("a unix socket", False)],
-)
-def test_what_client_address_gives_is_this_host_or_not(client: str, is_here: bool) -> None:
-    assert process.is_loopback(client) is is_here
-
-
 def test_the_log_has_the_clients_address_and_only_a_proxy_can_name_it(
     start: Start, tmp_path: Path, opened: ExitStack
 ) -> None:

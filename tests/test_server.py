@@ -555,7 +555,6 @@ def test_each_library_is_imported_where_the_design_says() -> None:
     }
     sources["server.py"] = (ROOT / "server.py").read_text(encoding="utf-8")
     for library, modules in {
-        "idna": {"hosts.py"},
         "requests": {"credentials.py"},
         "redis": {"redis_client.py", "store.py"},
         "tornado": {"process.py", "server.py", "texts.py"},
@@ -569,7 +568,6 @@ def test_imports_point_downward() -> None:
         "logs",
         "texts",
         "errors",
-        "hosts",
         "settings",
         "page_url",
         "signature",

@@ -7,6 +7,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+import urls
 from harness import ROOT, Instance
 
 from wechat_sign.errors import ConfigError, WeChatUnreachable
@@ -18,6 +19,7 @@ from wechat_sign.settings import (
     ServerSettings,
     Settings,
     WeChatSettings,
+    is_loopback,
     load_settings,
 )
 
@@ -115,7 +117,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     js_api_list = scanQRCode,getLocation
         chooseImage
     open_tag_list = wx-open-launch-app
-    page_hosts = H5.example.com， *.例子.com、[::1]
+    page_hosts = H5.example.com， *.xn--fsqu00a.com、[::1]
     [server]
     address = ::1
     port = 4
@@ -176,8 +178,9 @@ def test_every_problem_is_reported_at_once_with_its_place(tmp_path: Path) -> Non
         "[redis] port: must be a whole number from 1 to 65535",
         "[redis] tls: must be one of 1, yes, true, on, 0, no, false, off",
         "[jssdk] js_api_list: get-location: must be the name of a JS API",
-        "[jssdk] page_hosts: https://a/: must be a host name alone, without scheme, "
-        "port or path, like h5.example.com or *.example.com",
+        "[jssdk] page_hosts: https://a/: must be a host without scheme, port or path, like "
+        "h5.example.com or *.example.com (no *.com), as location.hostname shows it in the "
+        "browser's console on that page; a name that is not ASCII begins with xn-- there",
         "[server] port: must be a whole number from 0 to 65535",
     ]
 
@@ -217,9 +220,6 @@ def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path
         (ACCOUNT + f"api = https://{SECRET}", "must be a plain url"),
         (ACCOUNT + f"api = https://a/{SECRET}/", "must be a plain url"),
         (ACCOUNT + "timeout = nan", "must be a number from 0.1 to 60"),
-        (ACCOUNT + "[jssdk]\npage_hosts = *", "must be a host name"),
-        (ACCOUNT + "[jssdk]\npage_hosts = a:80", "must be a host name"),
-        (ACCOUNT + "[jssdk]\npage_hosts = a..b", "must be a host name"),
         (ACCOUNT + "[server]\ntrusted_proxies = ::1, nginx", "nginx: must be an IP address or a"),
         (ACCOUNT + "[server]\ntrusted_proxies = 10.0.0.1/8", "or a network, like 10.0.0.5 or"),
         (ACCOUNT + "[redis]\naccess_token_key=k\njsapi_ticket_key=k", "are the same"),
@@ -522,8 +522,8 @@ def test_a_url_that_names_no_redis_is_refused_and_not_shown(
 @pytest.mark.parametrize("host", ["127.0.0.1:17001", "redis:6379", "[::1]", "[::1]:6379", "a:"])
 def test_a_port_in_the_host_of_redis_is_refused(tmp_path: Path, host: str) -> None:
     assert problems(ACCOUNT + f"[redis]\nhost = {host}", tmp_path) == [
-        "[redis] host: must be a host alone (an IPv6 address without brackets); "
-        "the port is an option of its own"
+        "[redis] host: must be a host alone (an IPv6 address without brackets): the port is an "
+        "option of its own, and a url or several hosts belong in url"
     ]
 
 
@@ -538,9 +538,9 @@ def test_the_host_of_redis_may_be_an_ipv6_address(tmp_path: Path, host: str) -> 
         ("host = h\nurl = redis://h", "both given; keep one"),
         ("port = 1\nurl = redis://h", "with url they are part of that"),
         ("tls = true\nurl = redis://h", "with url they are part of that"),
-        ("host = redis://:s3cr3t@h", "a url is given as url"),
-        ("host = :s3cr3t@h", "a url is given as url"),
-        ("host = h,s3cr3t", "a url is given as url, and so are several"),
+        ("host = redis://:s3cr3t@h", "a url or several hosts"),
+        ("host = :s3cr3t@h", "a url or several hosts"),
+        ("host = h,s3cr3t", "a url or several hosts"),
     ],
 )
 def test_a_url_and_a_host_do_not_mix(tmp_path: Path, lines: str, words: str) -> None:
@@ -557,3 +557,37 @@ def test_a_variable_that_is_not_utf_8_is_a_sentence(tmp_path: Path) -> None:
         [problem] = problems("[wechat]\nappid = wx1\n", tmp_path, **environ)
         assert f"is not UTF-8 text (see the environment variable {name})" in problem
         assert "SECRET\udcff" not in problem
+
+
+BROWSERS_HOSTS = ["h5.example.com", "localhost", "a_b.r3---x.com", "xn--zca.de", "3a.com"]
+BROWSERS_HOSTS += ["127.0.0.1", "[::1]", "[2001:db8::7]"]
+
+
+@pytest.mark.parametrize("host", BROWSERS_HOSTS)
+def test_a_page_host_is_what_location_hostname_shows(host: str, tmp_path: Path) -> None:
+    assert urls.browsers_host(f"https://{host}/") == host
+    settings = load(ACCOUNT + f"[jssdk]\npage_hosts = {host.upper()}", tmp_path)
+    assert settings.jssdk.page_hosts == (host,)
+
+
+NO_HOSTS = ["*", "*.", "*.com", "*.localhost", "*.1.2.3.4", "*.[::1]", "a.*.com", "*.a.1"]
+NO_HOSTS += ["a:80", "a..b", ".a", "a.", "https://a/", "a/b", "a@b", "a%62", "a" * 64, "a.1"]
+NO_HOSTS += ["1.2.3.4.5", "127.1", "010.0.0.1", "256.1.1.1", "0x7f.1", "2130706433", "::1", "[::1"]
+NO_HOSTS += ["[::1]:80", "[[::1]]", "[::0001]", "[a]", "[1.2.3.4]", "例子.com", "\u212a.com"]
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_any_other_page_host_is_refused_with_the_way_to_find_the_right_one(
+    host: str, tmp_path: Path
+) -> None:
+    [problem] = problems(ACCOUNT + f"[jssdk]\npage_hosts = {host}", tmp_path)
+    assert "as location.hostname shows it in the browser's console" in problem
+
+
+@pytest.mark.parametrize(
+    ("host", "is_here"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True)]
+    + [("10.0.0.1", False), ("a unix socket", False), ("localhost.example.com", False)],
+)
+def test_what_is_this_machine(host: str, is_here: bool) -> None:
+    assert is_loopback(host) is is_here

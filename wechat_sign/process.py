@@ -333,11 +333,6 @@ def client_address(peer: str, forwarded: str, trusted_proxies: Collection[Networ
     return "a unix socket" if client == _UNIX_SOCKET else str(client)
 
 
-def is_loopback(client: str) -> bool:
-    """Whether what `client_address` gave is this very host."""
-    return client != "a unix socket" and _ip(client).is_loopback
-
-
 def _ip(text: str) -> IPv4Address | IPv6Address:
     """A socket for IPv6 and IPv4 calls an IPv4 peer ::ffff:127.0.0.1."""
     address = ip_address(text.strip())

@@ -12,8 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .errors import advice
-from .process import is_loopback
-from .settings import Settings, secrets_in
+from .settings import Settings, is_loopback, secrets_in
 from .texts import Text
 
 
@@ -27,14 +26,14 @@ def warnings_for(
 
 def foreseen(settings: Settings, config: Path) -> Iterator[tuple[Text, Text]]:
     """The same before anything listens, by the address that the settings name."""
-    return _risks(settings, config, public=not _is_this_host(settings.server.address))
+    return _risks(settings, config, public=not is_loopback(settings.server.address))
 
 
 def _risks(settings: Settings, config: Path, *, public: bool) -> Iterator[tuple[Text, Text]]:
     if public and not settings.jssdk.page_hosts:
         yield Text("any page is signed with this account"), advice("open to all")
     api = urlsplit(settings.wechat.api)
-    if api.scheme == "http" and not _is_this_host(api.hostname or ""):
+    if api.scheme == "http" and not is_loopback(api.hostname or ""):
         yield Text("the secret goes to WeChat unencrypted"), advice("api unencrypted")
     secrets = secrets_in(config) if _anybody_may_read(config) else []
     if secrets:
@@ -48,12 +47,6 @@ def _risks(settings: Settings, config: Path, *, public: bool) -> Iterator[tuple[
 def _is_public(listening: socket.socket) -> bool:
     ip = listening.family in (socket.AF_INET, socket.AF_INET6)
     return ip and not is_loopback(listening.getsockname()[0])
-
-
-def _is_this_host(name: str) -> bool:
-    with suppress(ValueError):
-        return is_loopback(name)
-    return name == "localhost"
 
 
 def _anybody_may_read(path: Path) -> bool:

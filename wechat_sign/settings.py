@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .errors import ConfigError
-from .hosts import page_host
 from .logs import printable
 from .texts import Text
 
@@ -29,6 +28,8 @@ GRANTED_LIFE: Final = 7200
 
 Network = IPv4Network | IPv6Network
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
+DOMAIN: Final = r"(?:[a-z0-9_-]{1,63}\.)*[a-z_-][a-z0-9_-]{0,62}"
+"""A name as location.hostname has it. What ends with a number is an IPv4 address there."""
 T = TypeVar("T")
 _NAME_SHOWN: Final = 60
 """Characters that a problem shows of what was given."""
@@ -141,22 +142,40 @@ def _redis_url(text: str) -> RedisUrl:
 
 
 def _host(text: str) -> str:
-    if re.search("[@/,]", text):
-        raise ValueError(Text("must be a host alone; a url is given as url, and so are several"))
-    if ":" in text and not _is_ipv6(text):
-        raise ValueError(
-            Text(
-                "must be a host alone (an IPv6 address without brackets); "
-                "the port is an option of its own"
-            )
-        )
-    return _text(text)
-
-
-def _is_ipv6(text: str) -> bool:
+    _text(text)
     with suppress(ValueError):
-        return bool(IPv6Address(text))
-    return False
+        if re.fullmatch(r"[\w.-]+", text) or ip_address(text):
+            return text
+    raise ValueError(
+        Text(
+            "must be a host alone (an IPv6 address without brackets): the port is an option of its "
+            "own, and a url or several hosts belong in url"
+        )
+    )
+
+
+def _page_host(text: str) -> str:
+    host = text.lower() if text.isascii() else ""
+    if re.fullmatch(rf"(\*\.[a-z0-9_-]{{1,63}}\.)?{DOMAIN}", host):
+        return host
+    with suppress(ValueError):
+        address = ip_address(host.strip("[]"))
+        if host == (f"[{address}]" if address.version == 6 else str(address)):
+            return host
+    raise ValueError(
+        Text(
+            "must be a host without scheme, port or path, like h5.example.com or *.example.com "
+            "(no *.com), as location.hostname shows it in the browser's console on that page; "
+            "a name that is not ASCII begins with xn-- there"
+        )
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine."""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _list(parse_item: Callable[[str], T], text: str) -> tuple[T, ...]:
@@ -264,7 +283,7 @@ class JssdkSettings:
         ("updateAppMessageShareData", "updateTimelineShareData"), partial(_list, _js_api)
     )
     open_tag_list: tuple[str, ...] = option((), partial(_list, _open_tag))
-    page_hosts: tuple[str, ...] = option((), partial(_list, page_host))
+    page_hosts: tuple[str, ...] = option((), partial(_list, _page_host))
 
 
 @dataclass(frozen=True, kw_only=True)
