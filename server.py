@@ -33,6 +33,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from wechat_sign import process
 from wechat_sign.cache import Cache
+from wechat_sign.check import Finding, print_check, print_findings, risks
 from wechat_sign.credentials import WeChat
 from wechat_sign.errors import (
     CAUSES,
@@ -52,7 +53,6 @@ from wechat_sign.page_url import (
     page_url,
 )
 from wechat_sign.renewal import Renewal
-from wechat_sign.safety import warnings_for
 from wechat_sign.settings import (
     JssdkSettings,
     Limits,
@@ -474,15 +474,11 @@ def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> i
         cache = cache_for(settings, given)
     except ConfigError as error:
         if given.check:
-            from wechat_sign.check import Finding, print_findings
-
             name = Text("settings")
             return print_findings(Finding(name, False, problem) for problem in error.problems)
         complain(error)
         return 2
     if given.check:
-        from wechat_sign.check import print_check
-
         return print_check(settings, cache, None if given.sandbox else given.config)
     try:
         sockets = process.listen(settings.server)
@@ -494,8 +490,8 @@ def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> i
 
         print_banner(process.address_of(sockets[0]))
     else:
-        for warning in warnings_for(settings, given.config, sockets):
-            log.warning("%s", warning)
+        for what, advice in risks(settings, given.config):
+            log.warning("%s. What to do: %s", what, advice.both)
     asyncio.run(serve(settings, cache, sockets))
     return 0
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from harness import (
 )
 
 import server
-from wechat_sign.settings import Limits
+from wechat_sign.check import risks
+from wechat_sign.settings import Limits, load_settings
 
 HAN = re.compile("[一-鿿]")
 STEPS = ["settings", "Redis", "access_token", "jsapi_ticket", "signature"]
@@ -356,6 +357,114 @@ def test_the_sandbox_is_named_and_not_noted_about() -> None:
     assert lines[0].startswith("ok    settings      the sandbox: appid wxsandbox, token at http://")
 
 
+# --- what is less safe than it could be -----------------------------------------------------------
+
+SAFE = "[wechat]\nappid = wx1\nsecret = s3cr3t\n[jssdk]\ndebug = false\npage_hosts = a.com\n"
+OPEN = SAFE.replace("a.com", "") + "[server]\naddress = "
+
+
+@pytest.fixture
+def risks_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """What an INI file with this text risks."""
+    config = tmp_path / "config.ini"
+
+    def found(text: str, mode: int = 0o600, user: int = 1000, **environ: str) -> list[str]:
+        monkeypatch.setattr(os, "geteuid", lambda: user)
+        config.write_text(text, encoding="utf-8")
+        config.chmod(mode)
+        settings = load_settings(config, environ)
+        texts = [f"{what}: {advice}" for what, advice in risks(settings, config)]
+        assert "s3cr3t" not in "".join(texts)
+        return texts
+
+    return found
+
+
+RISKS = [
+    ("any page is signed with this account: list the hosts", OPEN + "0.0.0.0"),
+    ("any page is signed with this account: list the hosts", OPEN + "::"),
+    ("every visitor sees alerts: debug is true: set debug = false", SAFE.replace("false", "true")),
+]
+RISKS += [
+    (
+        "the secret goes to WeChat unencrypted: let",
+        SAFE.replace("[jssdk]", f"api = {api}\n[jssdk]"),
+    )
+    for api in ("http://10.0.0.1", "HTTP://wechat.example/a", "http://[2001::1]")
+]
+
+
+@pytest.mark.parametrize(("words", "text"), RISKS)
+def test_a_risk_is_told_with_what_to_do(
+    words: str, text: str, risks_of: Callable[..., list[str]]
+) -> None:
+    [risk] = risks_of(text)
+    assert risk.startswith(words)
+
+
+SAFE_APIS = ["http://127.0.0.1:1", "http://localhost/a", "http://[::1]", "https://10.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [SAFE, *(OPEN + address for address in ("127.0.0.1", "127.0.0.2", "::1", "localhost"))]
+    + [SAFE.replace("[jssdk]", f"api = {api}\n[jssdk]") for api in SAFE_APIS],
+)
+def test_where_all_is_well_no_risk_is_told(text: str, risks_of: Callable[..., list[str]]) -> None:
+    assert risks_of(text) == []
+
+
+@pytest.mark.parametrize(
+    ("redis", "names"),
+    [
+        ("", "secret"),
+        ("host = h\npassword = s3cr3t", "secret, password"),
+        ("url = redis://:s3cr3t@h", "secret, url"),
+    ],
+)
+def test_a_file_that_every_user_may_read_is_a_risk_where_it_has_a_secret(
+    redis: str, names: str, risks_of: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    [risk] = risks_of(f"{SAFE}[redis]\n{redis}", 0o604)
+    file = tmp_path / "config.ini"
+    assert risk.startswith(f"every user of this host may read {names} in {file}: chmod 600 the")
+    assert risks_of(SAFE, 0o640) == []
+    environ = {"WECHAT_SECRET": "s3cr3t", "REDIS_URL": "redis://:s3cr3t@h"}
+    assert risks_of(SAFE.replace("s3cr3t", ""), 0o644, **environ) == []
+
+
+def test_a_server_of_root_s_is_a_risk_and_a_pipe_or_a_file_that_is_gone_is_none(
+    risks_of: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    [risk] = risks_of(SAFE, user=0)
+    assert risk.startswith("the server runs as root: run it as a user of its own")
+    assert risks_of(SAFE) == []
+    settings = load_settings(tmp_path / "config.ini", {})
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o644)
+    for config in (pipe, tmp_path / "none.ini"):
+        assert list(risks(settings, config)) == []
+
+
+def test_a_server_that_starts_logs_each_warning_on_a_line(wechat: Sandbox, tmp_path: Path) -> None:
+    ini = write_ini(tmp_path / "config.ini", wechat)
+    ini.chmod(0o644)
+    running = Server("--config", str(ini), "--address", "0.0.0.0", "--port", "0")
+    said = running.says("listening on")
+    running.stop()
+    lines = [line for line in said.splitlines() if " WARNING " in line]
+    assert "any page is signed with this account" in lines[0]
+    assert "What to do: list the hosts of your pages" in lines[0]
+    assert "/ 请在 [jssdk] 的 page_hosts 中列出" in lines[0]
+    assert f"every user of this host may read secret in {ini}" in lines[1]
+
+
+def test_the_sandbox_is_not_warned_about() -> None:
+    running = Server("--sandbox", "--address", "0.0.0.0", "--port", "0")
+    assert "WARNING" not in running.says("listening on")
+    assert running.stop() == 0
+
+
 # --- in a Chinese terminal ------------------------------------------------------------------------
 
 
@@ -425,7 +534,7 @@ def test_what_is_less_safe_than_it_could_be_is_a_chinese_note(check: Check) -> N
     assert status == 0
     assert lines[1] == "提示  安全          任何网页都能用这个公众号签名"
     assert lines[2].startswith("      处理办法：请在 [jssdk]")
-    place = f"本机的所有用户都能读取 {check.ini} 中的 secret 与 password"
+    place = f"本机的所有用户都能读取 {check.ini} 中的 secret, password"
     assert lines[3] == f"提示  安全          {place}"
 
 

@@ -1,9 +1,10 @@
-"""`--check`: from the settings to a signature, step by step, in the way that the server goes."""
+"""`--check`: from the settings to a signature, step by step, and what a start warns about."""
 
 from __future__ import annotations
 
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,14 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from unicodedata import east_asian_width
+from urllib.parse import urlsplit
 
 from .cache import READING, Cache
-from .credentials import Credential, WeChat
-from .errors import LockedElsewhere, LookHangs, SigningError, redis_advice
+from .credentials import WeChat
+from .errors import NO_ADVICE, LockedElsewhere, LookHangs, SigningError, advice, redis_advice
 from .logs import LONGEST_LINE, printable
 from .renewal import CALLS, Known, Renewal
-from .safety import foreseen
-from .settings import Settings
+from .settings import Settings, is_loopback, secrets_in
 from .signature import WxConfig
 from .texts import Text, local
 
@@ -34,20 +35,40 @@ SAMPLE_PAGE = "https://h5.example.com/"
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the check; `advice` says what to do where it is not `ok`, or could be better."""
+    """A line of the check, with what to do where it is not `ok` or could be better."""
 
     name: str
     ok: bool
     text: str
-    advice: str = ""
+    advice: Text = NO_ADVICE
+
+
+def risks(settings: Settings, config: Path) -> Iterator[tuple[Text, Text]]:
+    """What is less safe than it could be, and what to do about it."""
+    hosts = settings.jssdk.page_hosts
+    if not hosts and not is_loopback(settings.server.address):
+        yield Text("any page is signed with this account"), advice("open to all")
+    if hosts and settings.jssdk.debug:
+        yield Text("every visitor sees alerts: debug is true"), advice("debug")
+    api = urlsplit(settings.wechat.api)
+    if api.scheme == "http" and not is_loopback(api.hostname or ""):
+        yield Text("the secret goes to WeChat unencrypted"), advice("api unencrypted")
+    if os.name != "posix":
+        return
+    if config.is_file() and config.stat().st_mode & stat.S_IROTH and secrets_in(config):
+        names = ", ".join(secrets_in(config))
+        what = "every user of this host may read {names} in {config}"
+        yield Text(what, names=names, config=config), advice("file open to all")
+    if os.geteuid() == 0:
+        yield Text("the server runs as root"), advice("runs as root")
 
 
 def check(settings: Settings, cache: Cache) -> Iterator[Finding]:
-    """The steps from Redis on, each when it is done, up to the first that is not ok; past a Redis
-    that is not, since the server goes on without it, too.
+    """The steps from Redis on, each when it is done, up to the first that fails; past Redis, since
+    the server goes on without it, too.
 
-    It goes the server's own way: it takes from the cache what is there, asks WeChat only for
-    what is missing or due, under the same lock, and keeps what it gets for the server to use.
+    It goes the server's own way: takes what the cache has, asks WeChat only for what is missing or
+    due, under the same lock, and keeps what it gets for the server to use.
     """
     for finding in _steps(settings, cache):
         yield finding
@@ -69,8 +90,8 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
         yield Finding("Redis", False, text, hangs.advice)
         cache = cache.successor()
     else:
-        took = _ms(time.monotonic() - began)
-        yield _redis(settings, cache, Text("answers ({ms} ms), {lock}", ms=took, lock=lock))
+        took = 1000 * (time.monotonic() - began)
+        yield _redis(settings, cache, Text("answers ({ms:.0f} ms), {lock}", ms=took, lock=lock))
     trouble = cache.trouble
     wechat = WeChat(settings.wechat)
     known = Known(ticket=found.ticket if found is not None else None)
@@ -85,8 +106,7 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
 
 
 def _in_time(settings: Settings, call: Callable[[], T]) -> T:
-    """What the call gives. Raises LookHangs where it takes longer than the server lets a look
-    take."""
+    """What the call gives. Raises LookHangs where it takes longer than the server's own looks."""
     longest = CALLS * settings.lease
     try:
         return ThreadPoolExecutor(1).submit(call).result(longest)
@@ -95,8 +115,8 @@ def _in_time(settings: Settings, call: Callable[[], T]) -> T:
 
 
 def _looked(renewal: Renewal, wechat: WeChat, known: Known) -> Known:
-    """What is known after a look. Where that asks for no token, the secret is tried by a
-    `stable_token`, which makes none void."""
+    """What is known after a look. Where that asks for no token, a call to `stable_token`, which
+    makes none void, tries the secret."""
     settings = renewal.settings
     api = settings.wechat.token_api
 
@@ -146,24 +166,23 @@ def _where(settings: Settings, cache: Cache) -> str:
     return str(cache.attempt(READING, host_and_port, ""))
 
 
-def _lock(cache: Cache) -> str:
+def _lock(cache: Cache) -> Text:
     with cache.lock() as lease_over:
         free = lease_over is not None
     return Text("lock works") if free else Text("lock works (an instance has it just now)")
 
 
 def _access_token(token_api: str, cache: Cache, wechat: WeChat, known: Known) -> Finding:
-    error, cached = known.error, known.access_token
+    error, token = known.error, known.access_token
     if error is not None and getattr(error, "endpoint", "") != "getticket":
         return Finding("access_token", False, error.what, error.advice)
     if token_api in wechat.took:
-        fetched = "fetched by {token_api} ({ms} ms)"
-        text = Text(fetched, token_api=token_api, ms=_ms(wechat.took[token_api]))
-        return Finding("access_token", True, text)
-    if cached is not None:
-        text = Text("in the cache, expires in {left} s", left=_left(cache, cached))
-    else:
-        text = Text("not in the cache, and not needed while the ticket is")
+        ms = 1000 * wechat.took[token_api]
+        fetched = Text("fetched by {token_api} ({ms:.0f} ms)", token_api=token_api, ms=ms)
+        return Finding("access_token", True, fetched)
+    text = Text("not in the cache, and not needed while the ticket is")
+    if token is not None:
+        text = Text("in the cache, expires in {left:.0f} s", left=token.expires - cache.clock())
     not_tried = (
         "{text}; the secret was not tried: with token_api = token that would void a running "
         "server's token"
@@ -172,31 +191,23 @@ def _access_token(token_api: str, cache: Cache, wechat: WeChat, known: Known) ->
 
 
 def _jsapi_ticket(cache: Cache, wechat: WeChat, known: Known) -> Finding:
-    error, ticket = known.error, known.ticket
-    if error is not None:
+    ticket = known.ticket
+    if known.error is not None or ticket is None:
+        error = known.error or LockedElsewhere()
         return Finding("jsapi_ticket", False, error.what, error.advice)
-    if ticket is None:
-        other = LockedElsewhere()
-        return Finding("jsapi_ticket", False, other.what, other.advice)
-    left, took = _left(cache, ticket), wechat.took.get("getticket")
-    if took is None:
-        text = Text("in the cache, expires in {left} s", left=left)
-    else:
-        text = Text("fetched ({ms} ms), expires in {left} s", ms=_ms(took), left=left)
+    left = ticket.expires - cache.clock()
+    text = Text("in the cache, expires in {left:.0f} s", left=left)
+    if "getticket" in wechat.took:
+        ms = 1000 * wechat.took["getticket"]
+        text = Text("fetched ({ms:.0f} ms), expires in {left:.0f} s", ms=ms, left=left)
     return Finding("jsapi_ticket", True, text)
 
 
-def _left(cache: Cache, credential: Credential) -> str:
-    return f"{credential.expires - cache.clock():.0f}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.0f}"
-
-
 def print_check(settings: Settings, cache: Cache, config: Path | None) -> int:
-    """Every finding on a line, up to the first that is bad. The exit status: 1 where one is.
-    Without a file it is the sandbox, which nothing is foreseen for."""
+    """Prints the findings up to the first that fails; 1, the exit status, where one does.
+
+    Without a file it is the sandbox, which is not warned about.
+    """
     logging.disable(logging.ERROR)  # the findings say it
     wechat = settings.wechat
     text = Text(
@@ -207,34 +218,39 @@ def print_check(settings: Settings, cache: Cache, config: Path | None) -> int:
         api=wechat.api,
     )
     known = [Finding(Text("settings"), True, text)]
-    for what, advice in foreseen(settings, config) if config else ():
-        known.append(Finding(Text("safety"), True, what, advice))
+    if config is not None:
+        known += [Finding(Text("safety"), True, *risk) for risk in risks(settings, config)]
     return print_findings(chain(known, check(settings, cache)))
 
 
 def print_findings(findings: Iterable[Finding]) -> int:
-    """Each as it comes. The exit status: 1 where one is not ok, or nobody reads on."""
+    """Each as it comes. The exit status: 1 where one fails, or the output is closed."""
     status = 0
     for finding in findings:
-        word, colour = (local(Text("ok")), 32) if finding.ok else (local(Text("FAIL")), 31)
-        if finding.ok and finding.advice:
-            word, colour = local(Text("note")), 33
-        word = _column(word, 4)
-        if sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-            word = f"\033[{colour}m{word}\033[0m"
-        text = printable(local(finding.text), LONGEST_LINE)
-        line = f"{word}  {_column(local(finding.name), 12)}  {text}"
-        if finding.advice:
-            line += "\n      " + local(Text("What to do: {advice}", advice=finding.advice))
         try:
-            print(line, flush=True)
+            print(_line(finding), flush=True)
         except OSError:
             return 1
         status = status if finding.ok else 1
     return status
 
 
+def _line(finding: Finding) -> str:
+    word, colour = (Text("ok"), 32) if finding.ok else (Text("FAIL"), 31)
+    if finding.ok and finding.advice:
+        word, colour = Text("note"), 33
+    shown = _column(word, 4)
+    if sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        shown = f"\033[{colour}m{shown}\033[0m"
+    text = printable(local(finding.text), LONGEST_LINE)
+    line = f"{shown}  {_column(finding.name, 12)}  {text}"
+    if finding.advice:
+        line += "\n      " + local(Text("What to do: {advice}", advice=finding.advice))
+    return line
+
+
 def _column(text: str, width: int) -> str:
-    """As wide as that on a terminal, where a Chinese character is two columns wide."""
+    """The text as wide as that on a terminal, where a Chinese character takes two columns."""
+    text = local(text)
     wide = sum(east_asian_width(letter) in ("W", "F") for letter in text)
     return text.ljust(width - wide)

@@ -19,6 +19,9 @@ _TABLE: Final = configparser.ConfigParser(interpolation=None, delimiters=("=",))
 _TABLE.read(FOLDER / "advice.ini", encoding="utf-8")
 
 
+NO_ADVICE: Final = Text("")
+
+
 def advice(name: str, **values: object) -> Text:
     """The advice of that name."""
     return Text(_TABLE["advice"][name], **values)
@@ -54,11 +57,11 @@ class SigningError(Exception):
     transient: bool = False
     """True where asking again soon may help, and nothing needs mending."""
 
-    def __init__(self, what: str, advice: Text | None = None, *, kind: str = "") -> None:
+    def __init__(self, what: str, advice: Text = NO_ADVICE, *, kind: str = "") -> None:
         super().__init__(f"{what}. What to do: {advice.both}" if advice else what)
         self.what = what
         self.kind = kind or what
-        self.advice = self.public_advice = advice or Text("")
+        self.advice = self.public_advice = advice
 
 
 class ConfigError(SigningError):
