@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import threading
 import traceback
 from functools import partial
 from typing import Any
@@ -180,6 +182,29 @@ def test_no_traceback_of_a_failed_call_has_a_credential_in_it(
         call()
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert_no_credential(shown, wechat.issued)
+
+
+def test_a_proxys_words_are_cut_and_redacted(
+    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:{1}".format(*proxy.getsockname()))
+
+        def refuse() -> None:
+            connection, _ = proxy.accept()
+            with connection:
+                connection.recv(65536)
+                words = f"no {wechat.secret.upper()}\x9b2J{'x' * 9000}"
+                connection.sendall(f"HTTP/1.1 407 {words}\r\n\r\n".encode("latin-1"))
+
+        refusing = threading.Thread(target=refuse)
+        refusing.start()
+        with pytest.raises(WeChatUnreachable) as caught:
+            client(wechat, api="https://api.weixin.qq.com").fetch_access_token()
+        refusing.join()
+    assert r"407 no ***\x9b2Jxx" in caught.value.what
+    assert caught.value.what.isprintable()
+    assert len(caught.value.what) < 400
 
 
 def test_a_message_that_repeats_the_request_is_redacted(wechat: Sandbox) -> None:

@@ -8,15 +8,16 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from harness import PAGE, Fault, MovedClock, Sandbox, Server, Start, fetch, run_check
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wechat_sign.logs import LONGEST_TEXT, LineFormatter, Throttle, printable
+from wechat_sign.logs import LONGEST_TEXT, LineFormatter, Throttle, printable, redacted
 
 HARM = "\x85\x9b2J\x1b]0;x\x07\u202e\u2028\ud800\r\n2026-11-24 00:00:00,000 INFO forged"
 """A line of its own, a terminal that is told what to do, and text that runs backwards."""
@@ -34,6 +35,32 @@ def test_what_is_shown_is_printable_and_not_too_long(text: str, longest: int) ->
 def test_what_is_cut_says_so() -> None:
     assert printable("x" * 301) == "x" * 299 + "…"
     assert len(printable("\x80" * 9000)) == LONGEST_TEXT
+
+
+VARIANTS = [str, str.upper, lambda text: "".join(f"%{ord(letter):02X}" for letter in text)]
+
+
+@given(st.text("aB1%é"), st.text("aB1.", min_size=4), st.sampled_from(VARIANTS), st.text("aB1%é"))
+def test_a_secret_is_not_shown_in_any_case_or_escaped(
+    before: str, secret: str, variant: Callable[[str], str], after: str
+) -> None:
+    shown = redacted(f"{before}|{variant(secret)}|{after}", ["other", secret])
+    assert "***" in shown
+    assert secret.lower() not in unquote(shown, "latin-1").lower()
+    assert redacted(f"{before}|{after}", ["{}"]) == f"{before}|{after}"
+
+
+@pytest.mark.parametrize("unit", ["a", "ab", "%61", "%", "a%"])
+@pytest.mark.parametrize("secret", ["a" * 512, "a" * 511 + "b", "b" + "a" * 511, "aaaa", "aaab"])
+def test_to_redact_takes_time_in_proportion_to_the_text(unit: str, secret: str) -> None:
+    def took(length: int) -> float:
+        text, began = (unit * length)[:length], time.process_time()
+        for _ in range(4):
+            redacted(text, [secret] * 9)
+        return time.process_time() - began
+
+    took(8192)
+    assert min(took(32768) for _ in range(3)) < 6 * min(took(8192) for _ in range(3))
 
 
 def test_a_record_is_one_line_and_its_traceback_is_printable() -> None:

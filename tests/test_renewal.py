@@ -506,6 +506,7 @@ def test_a_read_only_redis_does_not_bring_a_refused_token_back(
         assert one.look() == wechat.ticket
         assert wechat.calls == {"token": 1 + turn, "getticket": 2 + 2 * turn}
     assert caplog.text.count("going on without") == 1
+    assert ".." not in caplog.text
     assert "works again" not in caplog.text
 
 

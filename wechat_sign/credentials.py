@@ -15,7 +15,7 @@ from typing import Any, Final
 import requests
 
 from .errors import WeChatRefused, WeChatUnreachable
-from .logs import redacted
+from .logs import printable, redacted
 from .settings import WeChatSettings
 from .texts import Text
 
@@ -126,7 +126,7 @@ class WeChat:
             body = self._exchange(method, url, parameters)
         except (OSError, ValueError) as error:  # of requests; ValueError: for an odd url
             # Its text, and that of its cause, has the whole URL in it, secret included.
-            raise WeChatUnreachable(_cause(error), endpoint=endpoint) from None
+            raise WeChatUnreachable(self._redacted(_cause(error)), endpoint=endpoint) from None
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
@@ -137,11 +137,15 @@ class WeChat:
         if type(errcode) is not int or abs(errcode) > 10**9:  # WeChat's have up to seven digits
             raise WeChatUnreachable(Text("its errcode is no number"), endpoint=endpoint)
         if errcode != 0:
-            # A proxy's page might repeat what was sent, now or earlier.
-            errmsg = redacted(str(answer.get("errmsg", "")), [self._settings.secret, *self._sent])
-            raise WeChatRefused(errcode, " ".join(errmsg.split()), endpoint=endpoint)
+            errmsg = self._redacted(str(answer.get("errmsg", "")))
+            raise WeChatRefused(errcode, errmsg, endpoint=endpoint)
         self.took[endpoint] = time.monotonic() - began
         return answer
+
+    def _redacted(self, words: str) -> str:
+        """A far end's words on one line, without what was sent, now or earlier."""
+        words = redacted(words, [self._settings.secret, *self._sent])
+        return printable(" ".join(words.split()))
 
     def _exchange(self, method: str, url: str, parameters: dict[str, Any]) -> bytes:
         """The body of a 200. Connecting and each part of the answer have `timeout` seconds, the

@@ -9,6 +9,8 @@ from __future__ import annotations
 import configparser
 import re
 import traceback
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -91,8 +93,10 @@ class WeChatRefused(SigningError):
         self.errcode = errcode
         self.errmsg = printable(errmsg)
         self.endpoint = endpoint
-        seen = re.search(r"invalid ip ([0-9a-fA-F.:]{3,39})", self.errmsg)
-        self.address = seen[1] if seen else ""
+        seen = re.search(r"invalid ip ([0-9a-fA-F.:]+)", self.errmsg)
+        self.address = ""
+        with suppress(ValueError):
+            self.address = str(ip_address(seen[1] if seen else ""))
         self.transient = errcode in _TRANSIENT or (errcode, endpoint) == (40001, "getticket")
         known = _TABLE["errcode"]
         name = known.get(str(errcode), known["else"])

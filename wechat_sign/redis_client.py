@@ -114,4 +114,4 @@ def explain(error: Exception) -> tuple[bool, str]:
     if isinstance(error, redis.InvalidResponse) or not isinstance(error, shown):
         return False, ""
     words = str(error)[:1000].rpartition("caused error: ")[2].partition(", with args")[0]
-    return isinstance(error, redis.ResponseError), words.partition(" : <")[0]
+    return isinstance(error, redis.ResponseError), words.partition(" : <")[0].rstrip(".")
