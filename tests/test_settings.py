@@ -168,17 +168,17 @@ def test_every_problem_is_reported_at_once_with_its_place(tmp_path: Path) -> Non
         "[server]\nport = 80 ; http\n[DEFAULT]\nport = 1"
     )
     assert problems(text, tmp_path) == [
-        "[jsdk]: unknown section; did you mean jssdk?",
-        "line 15: unknown section; known are wechat, redis, jssdk, server",
+        "[jsdk]: is unknown; did you mean jssdk?",
+        "line 15: is unknown; known are wechat, redis, jssdk, server",
         "[wechat] appid is required: fill it in",
         "[wechat] secret is required: fill it in (or set the environment variable WECHAT_SECRET)",
         "[wechat] api: must be a plain url, like https://api.weixin.qq.com",
         "[wechat] timeout: must be a number from 0.1 to 60",
-        "[redis] prot: unknown option; did you mean port?",
+        "[redis] prot: is unknown; did you mean port?",
         "[redis] port: must be a whole number from 1 to 65535",
-        "[redis] tls: must be one of 1, yes, true, on, 0, no, false, off",
-        "[jssdk] js_api_list: get-location: must be the name of a JS API",
-        "[jssdk] page_hosts: https://a/: must be a host without scheme, port or path, like "
+        "[redis] tls: must be one of true, false",
+        "[jssdk] js_api_list: item 1: must be the name of a JS API",
+        "[jssdk] page_hosts: item 1: must be a host without scheme, port or path, like "
         "h5.example.com or *.example.com (no *.com), as location.hostname shows it in the "
         "browser's console on that page; a name that is not ASCII begins with xn-- there",
         "[server] port: must be a whole number from 0 to 65535",
@@ -197,15 +197,13 @@ def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path
     ("text", "problem"),
     [
         ("[wechat]\nappid = wx/1\nsecret = s", "must be an appid"),
-        ("[wechat]\nappid = gh_0123456789ab\nsecret = s", "the appid begins with wx"),
+        ("[wechat]\nappid = gh_0123456789ab\nsecret = s", "gh_… is the account's 原始ID"),
         ('[wechat]\nappid = wx1\nsecret = "s3cr3t"', "secret: is in quotes"),
         (ACCOUNT + "[jssdk]\npage_hosts = 'a.com'", "page_hosts: is in quotes"),
         ("appid = wx1", "line 1: a [section] must come before the first option"),
         (ACCOUNT + "nonsense", "line 4: is not option = value"),
-        (ACCOUNT + "appid = wx2", "line 4: [wechat] appid is given twice; keep one"),
-        (ACCOUNT + "[wechat]", "line 4: [wechat] is given twice; join the two"),
-        (ACCOUNT + "appp = 1\nappp = 2", "line 5: this option is given twice; keep one"),
-        (ACCOUNT + "[b]\n[b]", "line 5: this section is given twice; join the two"),
+        (ACCOUNT + "appid = wx2", "line 4: this option is given twice; keep one"),
+        (ACCOUNT + "[wechat]", "line 4: this section is given twice; join the two"),
         (ACCOUNT + "[redis]\nexpire = 7201", "must be a whole number from 1 to 7200"),
         (ACCOUNT + "[redis]\nexpire = 0", "must be a whole number from 1 to 7200"),
         (ACCOUNT + "[redis]\nhost = r ; mine", "may not contain whitespace (a comment needs"),
@@ -217,10 +215,8 @@ def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path
         (ACCOUNT + "api = https:///a", "must be a plain url"),
         (ACCOUNT + "api = https://a?b", "must be a plain url"),
         (ACCOUNT + "api = https://a#b", "must be a plain url"),
-        (ACCOUNT + f"api = https://{SECRET}", "must be a plain url"),
-        (ACCOUNT + f"api = https://a/{SECRET}/", "must be a plain url"),
         (ACCOUNT + "timeout = nan", "must be a number from 0.1 to 60"),
-        (ACCOUNT + "[server]\ntrusted_proxies = ::1, nginx", "nginx: must be an IP address or a"),
+        (ACCOUNT + "[server]\ntrusted_proxies = ::1, nginx", "item 2: must be an IP address or a"),
         (ACCOUNT + "[server]\ntrusted_proxies = 10.0.0.1/8", "or a network, like 10.0.0.5 or"),
         (ACCOUNT + "[redis]\naccess_token_key=k\njsapi_ticket_key=k", "are the same"),
         ("[wechat]\nappid=0123456789abcdef0123456789abcdef\nsecret=s", "looks like the secret"),
@@ -244,26 +240,25 @@ EVERY_OPTION = [
 def test_a_secret_in_any_other_option_is_refused_and_not_shown(
     section: str, name: str, tmp_path: Path
 ) -> None:
-    text = f"[wechat]\nappid = wx1\n[{section}]\n{name} = {{}}"
-    if section == "wechat":
-        text = f"[wechat]\n{name} = {{}}"
-    for value in (SECRET, SECRET.upper(), f"{SECRET} ", f"x, {SECRET}", f"{SECRET}\n secret = x"):
-        found = problems(text.format(value), tmp_path, WECHAT_SECRET="s")
-        assert any(problem.startswith(f"[{section}] {name}: ") for problem in found)
-        assert SECRET not in "\n".join(found).lower()
+    text = (
+        f"[wechat]\n{name} = {{}}\nappid = wx1"
+        if section == "wechat"
+        else (f"[wechat]\nappid = wx1\n[{section}]\n{name} = {{}}")
+    )
+    text = text.replace("appid = wx1", "") if name == "appid" else text
+    for value in (SECRET, SECRET.upper(), f"{SECRET} "):
+        [problem] = problems(text.format(value), tmp_path, WECHAT_SECRET="s")
+        assert problem.startswith(f"[{section}] {name}: ")
+        assert SECRET not in problem.lower()
 
 
-@pytest.mark.parametrize("name", ["js_api_list", "page_hosts", "open_tag_list"])
-def test_an_item_of_a_list_is_named_unless_it_may_be_a_secret(name: str, tmp_path: Path) -> None:
-    def problem(item: str) -> str:
-        [found] = problems(ACCOUNT + f"[jssdk]\n{name} =\n  {item}", tmp_path)
-        return found.removeprefix(f"[jssdk] {name}: ").partition(":")[0]
-
-    assert problem("a+b") == "a+b"
-    assert problem("a+\x9b2J") == "a+\\x9b2J"
-    assert problem("+." * 40) == "+." * 29 + "+…"
-    for secret in (SECRET, "x" * 31 + "+", f"{SECRET}.", "https://u:pw@a.b", "secret=s3"):
-        assert problem(secret) == "item 1"
+def test_an_option_in_another_section_is_told_where_it_belongs(tmp_path: Path) -> None:
+    text = "[wechat]\nsecret = s\nport = 1\n[jssdk]\nappid = wx1"
+    assert problems(text, tmp_path) == [
+        "[wechat] port: belongs in [redis], [server]",
+        "[wechat] appid is required: fill it in",
+        "[jssdk] appid: belongs in [wechat]",
+    ]
 
 
 def test_a_name_that_resembles_none_is_told_by_its_line(tmp_path: Path) -> None:
@@ -274,11 +269,11 @@ def test_a_name_that_resembles_none_is_told_by_its_line(tmp_path: Path) -> None:
     assert problems(text, tmp_path, WECHAT_SECRET="s") == [
         "line 12: is not option = value",
         "line 14: is not option = value",
-        "line 10: unknown section; known are wechat, redis, jssdk, server",
-        "[REDIS]: unknown section; did you mean redis?",
-        f"line 4: unknown option in [wechat]; {account}",
-        "[wechat] secrets: unknown option; did you mean secret?",
-        f"line 9: unknown option in [jssdk]; {known}",
+        "line 10: is unknown; known are wechat, redis, jssdk, server",
+        "[REDIS]: is unknown; did you mean redis?",
+        f"line 4: is unknown; {account}",
+        "[wechat] secrets: is unknown; did you mean secret?",
+        f"line 9: is unknown; {known}",
     ]
 
 
@@ -406,13 +401,12 @@ def test_the_example_spells_booleans_one_way() -> None:
     [
         ("redis://h", "", ["redis://h"], "", "redis://h"),
         ("redis://u:p%40@h:1/2", "", ["redis://u:p%40@h:1/2"], "", "redis://h:1/2"),
-        (f"redis://{SECRET}.h", "", [f"redis://{SECRET}.h"], "", f"redis://{SECRET}.h"),
         ("rediss://[::1]:1?a=b", "", ["rediss://[::1]:1?a=b"], "", "rediss://[::1]:1"),
         ("unix://:p@/a/b.sock?db=1", "", ["unix://:p@/a/b.sock?db=1"], "", "unix:///a/b.sock"),
         (
             "redis+sentinel://:p@a,b:2/main",
             "sentinel",
-            ["redis://:p@a/", "redis://:p@b:2/"],
+            ["redis://:p@a", "redis://:p@b:2"],
             "main",
             "redis+sentinel://a,b:2/main",
         ),
@@ -484,39 +478,18 @@ def test_in_a_cluster_the_keys_of_an_account_share_a_slot(tmp_path: Path) -> Non
     assert settings.lock_key == "wechat:{wx1}:lock"
 
 
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("127.0.0.1:6379", "must be like redis://"),
-        ("http://h", "must be like redis://"),
-        ("redis://", "must be like redis://"),
-        ("unix://", "must be like redis://"),
-        ("redis://:s3/cr3t@h", "must be like redis://"),
-        ("redis://:s3@cr3t@h", "must be like redis://"),
-        ("redis://:s3?cr3t@h", "must be like redis://"),
-        ("redis://:s3#cr3t@h", "must be like redis://"),
-        ("redis://:s3%cr3t@h", "so % as %25"),
-        ("redis://:s3cr3t%@h", "so % as %25"),
-        ("unix://:s3%cr3t@/a", "so % as %25"),
-        (f"redis://{SECRET}", "has a secret where no password is: that"),
-        (f"redis+cluster://h,{SECRET}:1", "has a secret where no password is: that"),
-        (f"redis+sentinel://:p@h/{SECRET}", "has a secret where no password is: that"),
-        (f"unix://:p@/run/{SECRET}", "has a secret where no password is: that"),
-        ("redis://a,b", "several hosts need"),
-        ("redis+sentinel://a,b", "must end with the service"),
-        ("redis+sentinel://a/main/x", "the number of a database"),
-        ("redis://a/x", "the number of a database"),
-        ("redis+cluster://a/1", "in a Cluster, 0"),
-    ],
-)
-def test_a_url_that_names_no_redis_is_refused_and_not_shown(
-    tmp_path: Path, url: str, words: str
-) -> None:
+NO_REDIS = ["127.0.0.1:6379", "http://h", "redis://", "unix://", "redis://a,b", "redis://a/x"]
+NO_REDIS += ["redis+sentinel://a,b", "redis+sentinel://a/main/x", "redis+cluster://a/1"]
+NO_REDIS += [f"redis://:{password}@h" for password in ("s3/cr3t", "s3@cr3t", "s3?cr3t", "s3#cr3t")]
+NO_REDIS += ["redis://:s3%cr3t@h", "redis://:s3cr3t%@h", "unix://:s3%cr3t@/a"]
+
+
+@pytest.mark.parametrize("url", NO_REDIS)
+def test_a_url_that_names_no_redis_is_refused_and_not_shown(tmp_path: Path, url: str) -> None:
     [problem] = problems(ACCOUNT + f"[redis]\nurl = {url}", tmp_path)
-    assert problem.startswith("[redis] url: ")
-    assert words in problem
+    assert problem.startswith("[redis] url: must be like redis://")
+    assert problem.endswith("in a password @ : / ? # % are written as %XX")
     assert "cr3t" not in problem
-    assert SECRET not in problem
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:17001", "redis:6379", "[::1]", "[::1]:6379", "a:"])

@@ -198,10 +198,10 @@ def test_a_wrong_ini_file_is_refused_in_chinese(refuse: Refuse, tmp_path: Path) 
 
 
 def test_a_file_that_can_not_be_used_at_all_is_refused_in_chinese(refuse: Refuse) -> None:
-    account = "[wechat]\nappid = a\nsecret = s\n"
+    account = "[wechat]\nappid = wx1\nsecret = s\n"
     for text, words in (
-        ("[wechat]\nappid = a\nappid = b", "第 3 行：重复填写（[wechat] appid），请只保留一处"),
-        ("[x]\n[x]", "第 2 行：重复出现（该节），请将两处合并"),
+        ("[wechat]\nappid = a\nappid = b", "第 3 行：该选项重复填写，请只保留一处"),
+        ("[x]\n[x]", "第 2 行：该节重复出现，请将两处合并"),
         ("appid = a", "第 1 行：第一个选项之前须有 [节名]"),
         (f"{account}[redis]\nurl = redis://h?sokcet_timeout=1", "[redis] url: redis-py 不接受"),
         (
@@ -215,7 +215,7 @@ def test_a_file_that_can_not_be_used_at_all_is_refused_in_chinese(refuse: Refuse
 
 
 def test_an_address_that_is_not_ours_is_refused_in_chinese(refuse: Refuse) -> None:
-    account = "[wechat]\nappid = a\nsecret = s\n"
+    account = "[wechat]\nappid = wx1\nsecret = s\n"
     status, _, [line] = refuse(account, "--address", "203.0.113.7")
     assert status == 1
     assert line.startswith("无法监听 203.0.113.7 的端口 8060：")

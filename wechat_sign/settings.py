@@ -10,7 +10,7 @@ import configparser
 import difflib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
@@ -27,16 +27,10 @@ GRANTED_LIFE: Final = 7200
 """The longest life, in seconds, that WeChat grants a token or a ticket."""
 
 Network = IPv4Network | IPv6Network
+T = TypeVar("T")
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
 DOMAIN: Final = r"(?:[a-z0-9_-]{1,63}\.)*[a-z_-][a-z0-9_-]{0,62}"
 """A name as location.hostname has it. What ends with a number is an IPv4 address there."""
-T = TypeVar("T")
-_NAME_SHOWN: Final = 60
-"""Characters that a problem shows of what was given."""
-SECRET: Final = re.compile(r"(?<![\w.-])[0-9a-fA-F]{32}(?![\w.-])")
-"""What WeChat's secrets look like."""
-_LIKE_THE_SECRET: Final = "looks like the secret, which is an option of its own"
-_PERHAPS_A_SECRET: Final = re.compile(r".*([0-9a-fA-F]{32}|[=@]).*|[^.]{32,}", re.DOTALL)
 
 
 def _text(text: str) -> str:
@@ -55,20 +49,22 @@ def _number(kind: Callable[[str], float], low: float, high: float, text: str) ->
 
 
 def _choice(choices: Mapping[str, Any], text: str) -> Any:
-    if text.lower() not in choices:
+    """Of true and false also what configparser takes for them: yes, off, 1."""
+    chosen = str(configparser.ConfigParser.BOOLEAN_STATES.get(text.lower(), text)).lower()
+    if chosen not in choices:
         raise ValueError(Text("must be one of {choices}", choices=", ".join(choices)))
-    return choices[text.lower()]
+    return choices[chosen]
 
 
-_boolean: Final = partial(_choice, configparser.ConfigParser.BOOLEAN_STATES)
-_PAGE: Final = {**configparser.ConfigParser.BOOLEAN_STATES, "address": "address"}
+_BOOLEAN: Final = {"true": True, "false": False}
+_PAGE: Final = {**_BOOLEAN, "address": "address"}
+_TOKEN_API: Final = {"token": "token", "stable_token": "stable_token"}
 
 
 def _appid(text: str) -> str:
-    if text.startswith("gh_"):
-        raise ValueError(Text("is the account's 原始ID; the appid begins with wx"))
-    if not re.fullmatch(r"[\w-]+", text):
-        raise ValueError(Text("must be an appid, like wx and 16 letters and digits"))
+    if not re.fullmatch(r"wx[\w-]*", text):
+        must = "must be an appid: wx and 16 letters and digits (gh_… is the account's 原始ID)"
+        raise ValueError(Text(must))
     return text
 
 
@@ -76,20 +72,24 @@ def _api(text: str) -> str:
     with suppress(ValueError):
         url = urlsplit(_text(text))
         web = url.scheme in ("http", "https") and url.hostname and url.port != 0
-        plain = url.username is None and not url.query and not url.fragment
-        if web and plain and not SECRET.search(text):
+        if web and url.username is None and not url.query and not url.fragment:
             return text.rstrip("/")
     raise ValueError(Text("must be a plain url, like https://api.weixin.qq.com"))
 
 
-_NODE: Final = r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?"
-_REDIS_URL: Final = re.compile(
-    rf"(?P<tls>rediss?)(\+(?P<kind>sentinel|cluster))?://(?P<login>[^@/?#]*@)?"
-    rf"(?P<nodes>{_NODE}(,{_NODE})*)(?P<path>/[^@?#]*)?(?P<query>\?[^@#]*)?"
+_LOGIN: Final = "(?P<login>(?:[^@/?#%]|%[0-9a-fA-F]{2})*@)?"
+_NODE: Final = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?"
+_NODES: Final = rf"{_LOGIN}(?P<nodes>{_NODE}(?:,{_NODE})*)"
+_QUERY: Final = r"(?P<query>\?[^@#]*)?"
+_REDIS_URLS: Final = (
+    ("", rf"(?P<tls>unix)://{_LOGIN}(?P<nodes>/[^@?#,]+){_QUERY}"),
+    ("", rf"(?P<tls>rediss?)://{_LOGIN}(?P<nodes>{_NODE})(?P<db>/\d*)?{_QUERY}"),
+    (
+        "sentinel",
+        rf"(?P<tls>rediss?)\+sentinel://{_NODES}/(?P<service>[^@/?#]+)(?P<db>/\d*)?{_QUERY}",
+    ),
+    ("cluster", rf"(?P<tls>rediss?)\+cluster://{_NODES}(?:/0?)?{_QUERY}"),
 )
-_UNIX_URL: Final = re.compile(r"unix://(?P<login>[^@/?#]*@)?(?P<path>/[^@?#]+)(\?[^@#]*)?")
-_BAD_PERCENT: Final = re.compile("%(?![0-9a-fA-F]{2})")
-_ESCAPED: Final = "in a password @ : / ? # % are written as %XX"
 
 
 @dataclass(frozen=True)
@@ -104,41 +104,20 @@ class RedisUrl:
 
 
 def _redis_url(text: str) -> RedisUrl:
-    match = _UNIX_URL.fullmatch(_text(text)) or _REDIS_URL.fullmatch(text)
-    if match is None:
-        raise ValueError(
-            Text(
-                "must be like redis://:PASSWORD@127.0.0.1:6379/0, rediss://… (TLS), "
-                "unix:///run/redis.sock, redis+sentinel://HOST:26379,HOST:26379/SERVICE or "
-                "redis+cluster://HOST:6379,HOST:6379; {escaped}",
-                escaped=Text(_ESCAPED),
-            )
+    for kind, form in _REDIS_URLS:
+        if match := re.fullmatch(form, _text(text)):
+            part = {"db": "", "service": ""} | match.groupdict(default="")
+            before, after = f"{part['tls']}://{part['login']}", f"{part['db']}{part['query']}"
+            nodes = tuple(f"{before}{node}{after}" for node in part["nodes"].split(","))
+            place = text.replace(part["login"], "", 1).partition("?")[0]
+            return RedisUrl(kind, nodes, part["service"], place)
+    raise ValueError(
+        Text(
+            "must be like redis://:PASSWORD@127.0.0.1:6379/0, rediss://… (TLS), "
+            "unix:///run/redis.sock, redis+sentinel://HOST:26379,HOST:26379/SERVICE or "
+            "redis+cluster://HOST:6379,HOST:6379; in a password @ : / ? # % are written as %XX"
         )
-    login = match["login"] or ""
-    place = text.replace(login, "", 1).partition("?")[0]
-    if _BAD_PERCENT.search(login):
-        wrong = "has a % that two hex digits do not follow; {escaped}, so % as %25"
-        raise ValueError(Text(wrong, escaped=Text(_ESCAPED)))
-    if SECRET.search(place):
-        raise ValueError(Text("has a secret where no password is: that stands before an @"))
-    if match.re is _UNIX_URL:
-        return RedisUrl("", (text,), "", place)
-    kind, nodes = match["kind"] or "", match["nodes"].split(",")
-    path, query, service = match["path"] or "", match["query"] or "", ""
-    if kind == "sentinel":
-        service, _, db = path[1:].partition("/")
-        path = f"/{db}"
-        if not service:
-            raise ValueError(Text("must end with the service: redis+sentinel://HOST:26379/SERVICE"))
-    elif len(nodes) > 1 and not kind:
-        raise ValueError(Text("several hosts need redis+sentinel://… or redis+cluster://…"))
-    if not re.fullmatch(r"(/0?)?" if kind == "cluster" else r"(/\d*)?", path):
-        raise ValueError(
-            Text("must end with the number of a database (in a Cluster, 0), or without")
-        )
-    path = "" if kind == "cluster" else path
-    urls = tuple(f"{match['tls']}://{login}{node}{path}{query}" for node in nodes)
-    return RedisUrl(kind, urls, service, place)
+    )
 
 
 def _host(text: str) -> str:
@@ -178,21 +157,14 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def _list(parse_item: Callable[[str], T], text: str) -> tuple[T, ...]:
-    items = filter(None, re.split(r"[\s,，、]+", text))
-    return tuple(_item(parse_item, item, place) for place, item in enumerate(items, 1))
-
-
-def _item(parse: Callable[[str], T], text: str, place: int) -> T:
-    """Raises ValueError that names the item, or its place where it may be a secret."""
-    try:
-        if SECRET.fullmatch(text):
-            raise ValueError(Text(_LIKE_THE_SECRET))
-        return parse(text)
-    except ValueError as reason:
-        hidden = _PERHAPS_A_SECRET.fullmatch(text)
-        shown = Text("item {place}", place=place) if hidden else printable(text, _NAME_SHOWN)
-        raise ValueError(reason.args[0].at(shown)) from None
+def _list(parse: Callable[[str], T], text: str) -> tuple[T, ...]:
+    parsed = []
+    for place, item in enumerate(filter(None, re.split(r"[\s,，、]+", text)), 1):
+        try:
+            parsed.append(parse(item))
+        except ValueError as reason:
+            raise ValueError(reason.args[0].at(Text("item {place}", place=place))) from None
+    return tuple(parsed)
 
 
 def _js_api(text: str) -> str:
@@ -214,10 +186,9 @@ def _network(text: str) -> Network:
 
 
 def option(default: Any = MISSING, parse: Callable[[str], Any] = _text, environ: str = "") -> Any:
-    """A field of a section. `parse` makes the value from the text, or raises ValueError that
-    says what would be right and never repeats the text, which may be a secret in the wrong line
-    (of a list, an item that can't be one is named). With an environment variable, which stands
-    in where the file leaves the option empty, it is a secret itself."""
+    """A field of a section. `parse` makes the value from the text, or raises ValueError with a Text
+    that says what would be right. It never repeats the text, which may be a secret in the wrong
+    line. `environ` is a variable for where the file leaves the option, which is a secret, empty."""
     return field(default=default, repr=not environ, metadata={"parse": parse, "environ": environ})
 
 
@@ -228,9 +199,7 @@ class WeChatSettings:
     appid: str = option(parse=_appid)
     secret: str = option(environ="WECHAT_SECRET")
     api: str = option("https://api.weixin.qq.com", _api)
-    token_api: str = option(
-        "token", partial(_choice, {"token": "token", "stable_token": "stable_token"})
-    )
+    token_api: str = option("token", partial(_choice, _TOKEN_API))
     timeout: float = option(5.0, partial(_number, float, 0.1, 60))
 
 
@@ -243,7 +212,7 @@ class RedisSettings:
     db: int = option(0, partial(_number, int, 0, 65535))
     username: str = option("")
     password: str = option("", str, environ="REDIS_PASSWORD")
-    tls: bool = option(False, _boolean)
+    tls: bool = option(False, partial(_choice, _BOOLEAN))
     url: RedisUrl | None = option(None, _redis_url, environ="REDIS_URL")
     access_token_key: str = option("")
     jsapi_ticket_key: str = option("")
@@ -278,7 +247,7 @@ class RedisSettings:
 class JssdkSettings:
     """`[jssdk]`: what the answer says beside the signature, and whose pages are signed."""
 
-    debug: bool = option(True, _boolean)
+    debug: bool = option(True, partial(_choice, _BOOLEAN))
     js_api_list: tuple[str, ...] = option(
         ("updateAppMessageShareData", "updateTimelineShareData"), partial(_list, _js_api)
     )
@@ -386,16 +355,22 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     """Reads the file; `environ` gives the secrets that the file leaves empty.
 
     Raises ConfigError with all problems at once, each with its place, or with one alone where
-    the file can't be read or its structure is broken. No secret's value is ever in it.
+    the file can't be read. No value is ever in it.
     """
     texts, lines, problems = _parse(path)
-    problems += _unknown("", texts, SECTIONS, lines)
+    problems += _unknown("[{}]", {name: lines[name, ""] for name in texts}, SECTIONS)
     values: dict[str, dict[str, Any]] = {}
     for section, schema in SECTIONS.items():
-        given = texts.get(section, {})
-        problems += _unknown(section, given, _options(schema), lines)
-        values[section], wrong = _section(section, given, environ)
-        problems += wrong
+        given, options = texts.get(section, {}), _options(schema)
+        found = {name: lines[section, name] for name in given}
+        problems += _unknown(f"[{section}] {{}}", found, options)
+        values[section] = {}
+        for name, option in options.items():
+            text = given.get(name) or environ.get(option.metadata["environ"], "").strip()
+            try:
+                values[section][name] = _value(f"[{section}] {name}", option, text)
+            except ValueError as problem:
+                problems.append(problem.args[0])
     if not problems:
         settings = Settings(**{name: SECTIONS[name](**given) for name, given in values.items()})
         problems = _contradictions(settings)
@@ -426,62 +401,56 @@ def _contradictions(settings: Settings) -> list[Text]:
     if given.url and given.host:
         problems.append(Text("[redis] url (or REDIS_URL) and host are both given; keep one"))
     if given.url and (given.port, given.db, given.tls) != (6379, 0, False):
-        problems.append(
-            Text("[redis] port, db and tls go with host; with url they are part of that")
-        )
+        alone = "[redis] port, db and tls go with host; with url they are part of that"
+        problems.append(Text(alone))
     return problems
 
 
 def _parse(
     path: Path,
 ) -> tuple[dict[str, dict[str, str]], dict[tuple[str, str], int], list[Text]]:
-    """Section → option → text, the line of each, and a problem for each line that is no part of
-    that. A section's own line is that of its option ""."""
+    """Section → option → text; the line of each, a section's under the option ""; and a problem
+    for each line that is neither."""
     parser = configparser.ConfigParser(
         interpolation=None, default_section="", empty_lines_in_values=False
     )
     lines: dict[tuple[str, str], int] = {}
-    problems: list[Text] = []
-    problem = None
+    problems = []
     try:
         text = path.read_text(encoding="utf-8-sig")
         parser.read_file(_numbered(text, parser, lines))
-    except FileNotFoundError:
-        problem = Text(
-            "no such file. Copy config.example.ini to {path} and fill in appid and secret, or "
-            "try the server without an account: python server.py --sandbox",
-            path=path,
-        )
-    except PermissionError:
-        problem = Text(
-            "is not readable for this user: chown it to User= of the systemd unit, or to "
-            "whoever starts the server"
-        )
-    except OSError as error:
-        problem = Text("can't be read: {reason}", reason=error.strerror)
-    except UnicodeDecodeError:
-        problem = Text("is not UTF-8 text; save it as UTF-8")
-    except configparser.DuplicateSectionError as error:
-        known = error.section in SECTIONS
-        name = f"[{error.section}]" if known else Text("this section")
-        twice = "line {line}: {name} is given twice; join the two"
-        problem = Text(twice, line=error.lineno, name=name)
-    except configparser.DuplicateOptionError as error:
-        schema = SECTIONS.get(error.section)
-        known = schema is not None and error.option in _options(schema)
-        name = f"[{error.section}] {error.option}" if known else Text("this option")
-        twice = "line {line}: {name} is given twice; keep one"
-        problem = Text(twice, line=error.lineno, name=name)
-    except configparser.MissingSectionHeaderError as error:
-        line = error.lineno
-        problem = Text("line {line}: a [section] must come before the first option", line=line)
-    except configparser.ParsingError as error:
-        problems = [
-            Text("line {line}: is not option = value", line=line) for line, _ in error.errors
-        ]
-    if problem:
-        raise ConfigError(problem.at(path))
+    except (OSError, UnicodeError, configparser.Error) as error:
+        if type(error) is not configparser.ParsingError:
+            raise ConfigError(_why_unreadable(error, path).at(path)) from None
+        for line, _ in error.errors:
+            problems.append(Text("line {line}: is not option = value", line=line))
     return {name: dict(parser[name]) for name in parser.sections()}, lines, problems
+
+
+def _why_unreadable(error: Any, path: Path) -> Text:
+    match error:
+        case FileNotFoundError():
+            missing = (
+                "no such file. Copy config.example.ini to {path} and fill in appid and secret, or "
+                "try the server without an account: python server.py --sandbox"
+            )
+            return Text(missing, path=path)
+        case PermissionError():
+            return Text(
+                "is not readable for this user: chown it to User= of the systemd unit, or to "
+                "whoever starts the server"
+            )
+        case OSError():
+            return Text("can't be read: {reason}", reason=error.strerror)
+        case UnicodeError():
+            return Text("is not UTF-8 text; save it as UTF-8")
+        case configparser.DuplicateSectionError():
+            twice = "line {line}: this section is given twice; join the two"
+            return Text(twice, line=error.lineno)
+        case configparser.DuplicateOptionError():
+            return Text("line {line}: this option is given twice; keep one", line=error.lineno)
+    first = "line {line}: a [section] must come before the first option"
+    return Text(first, line=error.lineno)
 
 
 def _numbered(
@@ -499,76 +468,50 @@ def _options(schema: Any) -> dict[str, Field[Any]]:
     return {option.name: option for option in fields(schema)}
 
 
-def _section(
-    section: str, texts: Mapping[str, str], environ: Mapping[str, str]
-) -> tuple[dict[str, Any], list[Text]]:
-    """Option → value, and what is wrong."""
-    problems: list[Text] = []
-    values: dict[str, Any] = {}
-    for name, option in _options(SECTIONS[section]).items():
-        text = texts.get(name) or environ.get(option.metadata["environ"], "").strip()
-        try:
-            values[name] = _value(f"[{section}] {name}", option, text)
-        except ValueError as problem:
-            problems.append(problem.args[0])
-    return values, problems
-
-
 def _value(name: str, option: Field[Any], text: str) -> Any:
-    """The option's value. Raises ValueError with a sentence that begins with its name."""
-    variable = option.metadata["environ"]
-    if not text.isprintable() and re.search("[\ud800-\udfff]", text):
-        problem = Text(
-            "is not UTF-8 text (see the environment variable {variable})", variable=variable
-        )
-        raise ValueError(problem.at(name))
-    if not text and option.default is MISSING and variable:
+    """The option's value. Raises ValueError with a Text that begins with its name."""
+    default, variable = option.default, option.metadata["environ"]
+    if not text and default is not MISSING:
+        return default
+    if not text and variable:
         missing = "{name} is required: fill it in (or set the environment variable {variable})"
         raise ValueError(Text(missing, name=name, variable=variable))
-    if not text and option.default is MISSING:
-        raise ValueError(Text("{name} is required: fill it in", name=name))
     if not text:
-        return option.default
-    if "\n" in text and not isinstance(option.default, tuple):
-        # Not shown: what it swallowed may be the line of the secret.
-        problem = Text("runs over several lines; is the line below it indented by mistake?")
-        raise ValueError(problem.at(name))
-    if not variable and SECRET.fullmatch(text):
-        raise ValueError(Text(_LIKE_THE_SECRET).at(name))
-    if text[0] == text[-1] and text[0] in "\"'" and option.metadata["parse"] is not str:
-        problem = Text("is in quotes, which would be part of it; leave them out")
-        raise ValueError(problem.at(name))
+        raise ValueError(Text("{name} is required: fill it in", name=name))
     try:
+        _check_text(option, text)
         return option.metadata["parse"](text)
     except ValueError as reason:
         raise ValueError(reason.args[0].at(name)) from None
 
 
-def _unknown(
-    section: str,
-    names: Iterable[str],
-    known: Mapping[str, Any],
-    lines: Mapping[tuple[str, str], int],
-) -> list[Text]:
-    """A problem for each name that is not known: of a section's options, or of sections where
-    it is "". Only one that resembles a known name is shown; another may be a secret."""
-    problems = []
-    for name in names:
+def _check_text(option: Field[Any], text: str) -> None:
+    """Raises ValueError for mistakes that any option may have."""
+    variable = option.metadata["environ"]
+    if re.search("[\ud800-\udfff]", text):
+        broken = "is not UTF-8 text (see the environment variable {variable})"
+        raise ValueError(Text(broken, variable=variable))
+    if "\n" in text and not isinstance(option.default, tuple):
+        raise ValueError(Text("runs over several lines; is the line below it indented by mistake?"))
+    if not variable and re.fullmatch("[0-9a-fA-F]{32}", text):
+        raise ValueError(Text("looks like the secret, which is an option of its own"))
+    if text[0] == text[-1] and text[0] in "\"'" and option.metadata["parse"] is not str:
+        raise ValueError(Text("is in quotes, which would be part of it; leave them out"))
+
+
+def _unknown(place: str, lines: Mapping[str, int], known: Mapping[str, Any]) -> Iterator[Text]:
+    """A problem for each name that is not known. Only one that is known elsewhere or resembles a
+    known one is shown: another may be a secret."""
+    for name, line in lines.items():
         if name in known or not name:  # without a name, it was told already
             continue
+        homes = [f"[{other}]" for other, schema in SECTIONS.items() if name in _options(schema)]
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
-        shown, listed = printable(name, _NAME_SHOWN), ", ".join(known)
-        if close and section:
-            problem = Text("unknown option; did you mean {close}?", close=close[0])
-            problems.append(problem.at(f"[{section}] {shown}"))
+        shown = place.format(printable(name))
+        if homes:
+            yield Text("belongs in {sections}", sections=", ".join(homes)).at(shown)
         elif close:
-            problem = Text("unknown section; did you mean {close}?", close=close[0])
-            problems.append(problem.at(f"[{shown}]"))
-        elif section:
-            unknown = "line {line}: unknown option in [{section}]; known are {known}"
-            line = lines[section, name]
-            problems.append(Text(unknown, line=line, section=section, known=listed))
+            yield Text("is unknown; did you mean {close}?", close=close[0]).at(shown)
         else:
-            unknown = "line {line}: unknown section; known are {known}"
-            problems.append(Text(unknown, line=lines[name, ""], known=listed))
-    return problems
+            unknown = "line {line}: is unknown; known are {known}"
+            yield Text(unknown, line=line, known=", ".join(known))
