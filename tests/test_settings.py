@@ -206,7 +206,7 @@ def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path
         (ACCOUNT + "[wechat]", "line 4: this section is given twice; join the two"),
         (ACCOUNT + "[redis]\nexpire = 7201", "must be a whole number from 1 to 7200"),
         (ACCOUNT + "[redis]\nexpire = 0", "must be a whole number from 1 to 7200"),
-        (ACCOUNT + "[redis]\nhost = r ; mine", "may not contain whitespace (a comment needs"),
+        (ACCOUNT + "[redis]\nusername = r ; mine", "may not contain whitespace (a comment needs"),
         (ACCOUNT + "[server]\naddress = a\n port = 1", "address: runs over several lines; is the"),
         (ACCOUNT + "token_api = stable", "must be one of token, stable_token"),
         (ACCOUNT + "api = https://user@a", "must be a plain url"),

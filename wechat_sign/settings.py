@@ -33,9 +33,9 @@ DOMAIN: Final = r"(?:[a-z0-9_-]{1,63}\.)*[a-z_-][a-z0-9_-]{0,62}"
 """A name as location.hostname has it. What ends with a number is an IPv4 address there."""
 
 
-def _text(text: str) -> str:
-    if re.search(r"\s", text):
-        raise ValueError(Text("may not contain whitespace (a comment needs a line of its own)"))
+def _form(pattern: str, must: Text, text: str) -> str:
+    if not re.fullmatch(pattern, text):
+        raise ValueError(must)
     return text
 
 
@@ -56,16 +56,29 @@ def _choice(choices: Mapping[str, Any], text: str) -> Any:
     return choices[chosen]
 
 
+_text: Final = partial(
+    _form, r"\S+", Text("may not contain whitespace (a comment needs a line of its own)")
+)
+_appid: Final = partial(
+    _form,
+    r"wx[\w-]*",
+    Text("must be an appid: wx and 16 letters and digits (gh_… is the account's 原始ID)"),
+)
+_host: Final = partial(
+    _form,
+    r"[\w.-]+|[\w%.-]*(:[\w%.-]*){2,}",
+    Text(
+        "must be a host alone (an IPv6 address without brackets): the port is an option of its "
+        "own, and a url or several hosts belong in url"
+    ),
+)
+_js_api: Final = partial(_form, "[A-Za-z][A-Za-z0-9]*", Text("must be the name of a JS API"))
+_open_tag: Final = partial(
+    _form, "wx-[a-z-]+", Text("must be the name of an open tag, like wx-open-launch-weapp")
+)
 _BOOLEAN: Final = {"true": True, "false": False}
 _PAGE: Final = {**_BOOLEAN, "address": "address"}
 _TOKEN_API: Final = {"token": "token", "stable_token": "stable_token"}
-
-
-def _appid(text: str) -> str:
-    if not re.fullmatch(r"wx[\w-]*", text):
-        must = "must be an appid: wx and 16 letters and digits (gh_… is the account's 原始ID)"
-        raise ValueError(Text(must))
-    return text
 
 
 def _api(text: str) -> str:
@@ -120,19 +133,6 @@ def _redis_url(text: str) -> RedisUrl:
     )
 
 
-def _host(text: str) -> str:
-    _text(text)
-    with suppress(ValueError):
-        if re.fullmatch(r"[\w.-]+", text) or ip_address(text):
-            return text
-    raise ValueError(
-        Text(
-            "must be a host alone (an IPv6 address without brackets): the port is an option of its "
-            "own, and a url or several hosts belong in url"
-        )
-    )
-
-
 def _page_host(text: str) -> str:
     host = text.lower() if text.isascii() else ""
     if re.fullmatch(rf"(\*\.[a-z0-9_-]{{1,63}}\.)?{DOMAIN}", host):
@@ -165,18 +165,6 @@ def _list(parse: Callable[[str], T], text: str) -> tuple[T, ...]:
         except ValueError as reason:
             raise ValueError(reason.args[0].at(Text("item {place}", place=place))) from None
     return tuple(parsed)
-
-
-def _js_api(text: str) -> str:
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", text):
-        raise ValueError(Text("must be the name of a JS API"))
-    return text
-
-
-def _open_tag(text: str) -> str:
-    if not re.fullmatch("wx-[a-z-]+", text):
-        raise ValueError(Text("must be the name of an open tag, like wx-open-launch-weapp"))
-    return text
 
 
 def _network(text: str) -> Network:
