@@ -13,7 +13,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from unicodedata import east_asian_width
 from urllib.parse import urlsplit
 
@@ -25,9 +25,6 @@ from .renewal import CALLS, Known, Renewal
 from .settings import Settings, is_loopback, secrets_in
 from .signature import WxConfig
 from .texts import Text, local
-
-if TYPE_CHECKING:
-    from .store import Found
 
 T = TypeVar("T")
 SAMPLE_PAGE = "https://h5.example.com/"
@@ -55,8 +52,8 @@ def risks(settings: Settings, config: Path) -> Iterator[tuple[Text, Text]]:
         yield Text("the secret goes to WeChat unencrypted"), advice("api unencrypted")
     if os.name != "posix":
         return
-    if config.is_file() and config.stat().st_mode & stat.S_IROTH and secrets_in(config):
-        names = ", ".join(secrets_in(config))
+    names = ", ".join(secrets_in(config)) if config.is_file() else ""
+    if names and config.stat().st_mode & stat.S_IROTH:
         what = "every user of this host may read {names} in {config}"
         yield Text(what, names=names, config=config), advice("file open to all")
     if os.geteuid() == 0:
@@ -77,14 +74,9 @@ def check(settings: Settings, cache: Cache) -> Iterator[Finding]:
 
 
 def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
-    began = time.monotonic()
-
-    def first() -> tuple[Found | None, str]:
-        return cache.read(), _lock(cache)
-
-    found = None
+    began, found = time.monotonic(), None
     try:
-        found, lock = _in_time(settings, first)
+        found, lock = _in_time(settings, lambda: (cache.read(), _lock(cache)))
     except LookHangs as hangs:
         text = Text("{place}, {what}", place=settings.redis.place, what=hangs.what)
         yield Finding("Redis", False, text, hangs.advice)
@@ -117,22 +109,19 @@ def _in_time(settings: Settings, call: Callable[[], T]) -> T:
 def _looked(renewal: Renewal, wechat: WeChat, known: Known) -> Known:
     """What is known after a look. Where that asks for no token, a call to `stable_token`, which
     makes none void, tries the secret."""
-    settings = renewal.settings
-    api = settings.wechat.token_api
+    api = renewal.settings.wechat.token_api
 
     def look() -> Known:
-        looked = renewal.look_up(known)
-        if looked.error is None and api == "stable_token" and api not in wechat.took:
-            try:
-                wechat.fetch_access_token()
-            except SigningError as error:
-                return looked.failed(error, renewal.clock())
-        return looked
+        nonlocal known
+        known = renewal.look_up(known)
+        if known.error is None and api == "stable_token" and api not in wechat.took:
+            wechat.fetch_access_token()
+        return known
 
     try:
-        return _in_time(settings, look)
-    except LookHangs as hangs:
-        return known.failed(hangs, 0)
+        return _in_time(renewal.settings, look)
+    except SigningError as error:
+        return known.failed(error, renewal.clock())
 
 
 def _redis(settings: Settings, cache: Cache, how: str) -> Finding:

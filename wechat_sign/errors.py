@@ -36,8 +36,7 @@ CAUSES: Final = {
     }
     for step in ("sign", "urls", "script", "phone")
 }
-"""Why a step of the page failed, in English and Chinese, most often first, by the step and what it
-got."""
+"""Why a step of the page fails, in both languages, by the step and what it got."""
 
 TOKEN_REFUSED: Final = frozenset({40001, 40014, 42001})
 """errcodes by which `getticket` says that the access_token, not the account, is at fault."""
@@ -45,7 +44,8 @@ TOKEN_REFUSED: Final = frozenset({40001, 40014, 42001})
 ABOUT_THE_HOST: Final = frozenset({40164, 61004})
 """errcodes that concern this host's address, and no other instance's."""
 
-_TRANSIENT: Final = frozenset({-1, -1000, 40014, 42001})
+_TRANSIENT: Final = frozenset({"-1", "-1000", "40014", "42001", "40001 getticket"})
+"""Keys of [errcode] in advice.ini for what passes by itself."""
 
 
 class SigningError(Exception):
@@ -97,20 +97,15 @@ class WeChatRefused(SigningError):
         self.address = ""
         with suppress(ValueError):
             self.address = str(ip_address(seen[1] if seen else ""))
-        self.transient = errcode in _TRANSIENT or (errcode, endpoint) == (40001, "getticket")
-        known = _TABLE["errcode"]
-        name = known.get(str(errcode), known["else"])
-        name = known.get(f"{errcode} {endpoint}", name)
+        names, keys = _TABLE["errcode"], (f"{errcode} {endpoint}", str(errcode), "else")
+        key = next(key for key in keys if key in names)
+        self.transient = key in _TRANSIENT
         anywhere = Text("this server's public address")
-        what = Text(
-            "WeChat refused {endpoint} with errcode {errcode} ({errmsg})",
-            endpoint=endpoint,
-            errcode=errcode,
-            errmsg=self.errmsg,
-        )
+        what = "WeChat refused {endpoint} with errcode {errcode} ({errmsg})"
+        what = Text(what, endpoint=endpoint, errcode=errcode, errmsg=self.errmsg)
         kind = f"WeChat refused {endpoint} with errcode {errcode}"
-        super().__init__(what, advice(name, address=self.address or anywhere), kind=kind)
-        self.public_advice = advice(name, address=anywhere)
+        super().__init__(what, advice(names[key], address=self.address or anywhere), kind=kind)
+        self.public_advice = advice(names[key], address=anywhere)
 
 
 class WeChatUnreachable(SigningError):
@@ -119,8 +114,9 @@ class WeChatUnreachable(SigningError):
     transient = True
 
     def __init__(self, cause: str, *, endpoint: str) -> None:
-        what = "no usable answer from WeChat to {endpoint}: {cause}"
-        what = Text(what, endpoint=endpoint, cause=cause)
+        what = Text(
+            "no usable answer from WeChat to {endpoint}: {cause}", endpoint=endpoint, cause=cause
+        )
         kind = f"no usable answer from WeChat to {endpoint}"
         super().__init__(what, advice("unreachable"), kind=kind)
         self.endpoint = endpoint

@@ -6,8 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 LONGEST_TEXT: Final = 300
@@ -62,11 +61,7 @@ class LineFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return printable(super().formatMessage(record), LONGEST_LINE)
 
-    def formatException(  # noqa: N802
-        self,
-        ei: tuple[type[BaseException], BaseException, TracebackType | None]
-        | tuple[None, None, None],
-    ) -> str:
+    def formatException(self, ei: Any) -> str:  # noqa: N802
         lines = super().formatException(ei).split("\n")
         return "\n".join(printable(line, LONGEST_LINE) for line in lines)
 
