@@ -11,6 +11,7 @@ import urls
 from harness import ROOT, Instance
 
 from wechat_sign.errors import ConfigError, WeChatUnreachable
+from wechat_sign.page_url import page_url
 from wechat_sign.settings import (
     SECTIONS,
     JssdkSettings,
@@ -541,6 +542,8 @@ def test_a_page_host_is_what_location_hostname_shows(host: str, tmp_path: Path) 
     assert urls.browsers_host(f"https://{host}/") == host
     settings = load(ACCOUNT + f"[jssdk]\npage_hosts = {host.upper()}", tmp_path)
     assert settings.jssdk.page_hosts == (host,)
+    page = f"https://{host}/"
+    assert page_url(f"url={page}".encode(), settings.jssdk.page_hosts) == page
 
 
 NO_HOSTS = ["*", "*.", "*.com", "*.localhost", "*.1.2.3.4", "*.[::1]", "a.*.com", "*.a.1"]

@@ -426,7 +426,7 @@ def _why_unreadable(error: Any, path: Path) -> Text:
         case PermissionError():
             return Text(
                 "is not readable for this user: chown it to User= of the systemd unit, or to "
-                "whoever starts the server"
+                "the user that starts the server"
             )
         case OSError():
             return Text("can't be read: {reason}", reason=error.strerror)
