@@ -44,10 +44,10 @@ VARIANTS = [str, str.upper, lambda text: "".join(f"%{ord(letter):02X}" for lette
 def test_a_secret_is_not_shown_in_any_case_or_escaped(
     before: str, secret: str, variant: Callable[[str], str], after: str
 ) -> None:
-    shown = redacted(f"{before}|{variant(secret)}|{after}", ["other", secret])
+    shown = redacted(before + variant(secret) + after, ["other", secret])
     assert "***" in shown
-    assert secret.lower() not in unquote(shown, "latin-1").lower()
-    assert redacted(f"{before}|{after}", ["{}"]) == f"{before}|{after}"
+    assert secret.lower() not in (shown + "|" + unquote(shown, "latin-1")).lower()
+    assert redacted(before + after, ["other", "aaa"]) == before + after
 
 
 @pytest.mark.parametrize("unit", ["a", "ab", "%61", "%", "a%"])

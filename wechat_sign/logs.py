@@ -39,20 +39,25 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 
     Takes linear time: a far end may choose both, and the interpreter waits.
     """
-    shown = re.findall("%[0-9a-fA-F]{2}|.", text, re.DOTALL)
-    plain = _plain(text)
-    for secret in filter(lambda secret: len(secret) >= SHORTEST_SECRET, secrets):
-        wanted, at = _plain(secret), 0
-        while (at := plain.find(wanted, at)) >= 0:
-            end = at + len(wanted)
-            shown[at:end] = ["***"] + [""] * (len(wanted) - 1)
-            at = end
-    return "".join(shown)
+    wanted = [_lower(secret) for secret in secrets if len(secret) >= SHORTEST_SECRET]
+    text = _without(wanted, list(text), text)
+    escaped = re.findall("%[0-9a-fA-F]{2}|.", text, re.DOTALL)
+    return _without(wanted, escaped, unquote(text, "latin-1"))
 
 
-def _plain(text: str) -> str:
-    """In lower case, with a character for each that is escaped or not."""
-    return "".join(letter.lower()[0] for letter in unquote(text, "latin-1"))
+def _without(secrets: list[str], letters: list[str], plain: str) -> str:
+    """The letters, with *** for each secret in what they plainly are."""
+    plain = _lower(plain)
+    for secret in secrets:
+        at = 0
+        while (at := plain.find(secret, at)) >= 0:
+            letters[at : at + len(secret)] = ["***"] + [""] * (len(secret) - 1)
+            at += len(secret)
+    return "".join(letters)
+
+
+def _lower(text: str) -> str:
+    return "".join(letter.lower()[0] for letter in text)
 
 
 class LineFormatter(logging.Formatter):
