@@ -37,37 +37,29 @@ def placeholders(template: str) -> set[tuple[str, str]]:
     return {(name, how or "") for _, name, how, _ in Formatter().parse(template) if name}
 
 
-def literals(node: ast.AST, name: str, values: dict[str, str]) -> Iterator[tuple[ast.Call, str]]:
-    """Each call of that name, and its text, which may be in a variable that was set before."""
+def texts_in(node: ast.AST, values: dict[str, str]) -> Iterator[tuple[ast.Call, str]]:
+    """Each call of Text, and its template, which may be in a variable that was set before."""
     match node:
         case ast.Assign(targets=[ast.Name(id=to)], value=ast.Constant(value=str(text))):
             values[to] = text
-        case ast.AnnAssign(target=ast.Name(id=to), value=ast.Constant(value=str(text))):
-            values[to] = text
-        case ast.Call(func=ast.Name(id=called), args=[ast.Constant(value=str(text)), *_]):
-            if called == name:
-                yield node, text
-        case ast.Call(func=ast.Name(id=called), args=[ast.Name(id=variable), *_]):
-            if called == name and variable in values:
-                yield node, values[variable]
+        case ast.Call(func=ast.Name(id="Text"), args=[ast.Constant(value=str(text))]):
+            yield node, text
+        case ast.Call(func=ast.Name(id="Text"), args=[ast.Name(id=variable)]):
+            yield node, values.get(variable, variable)
     for child in ast.iter_child_nodes(node):
-        yield from literals(child, name, values)
-
-
-def calls(name: str) -> Iterator[tuple[str, str, set[str]]]:
-    """Where the code calls it: the place, the text, and the names of the values."""
-    for path in [ROOT / "server.py", *(ROOT / "wechat_sign").glob("*.py")]:
-        for call, text in literals(ast.parse(path.read_text(encoding="utf-8")), name, {}):
-            yield f"{path.name}:{call.lineno}", text, {str(one.arg) for one in call.keywords}
+        yield from texts_in(child, values)
 
 
 def test_every_text_of_the_code_has_its_values_and_its_row_and_every_row_is_a_text() -> None:
     used = set(ADVICE.values())
-    for place, text, names in calls("Text"):
-        assert names == {name for name, _ in placeholders(text)}, place
-        if re.search("[A-Za-z]", re.sub("{[^}]*}", "", text)):
-            assert text in CHINESE, place
-            used.add(text)
+    for path in [ROOT / "server.py", *(ROOT / "wechat_sign").glob("*.py")]:
+        for call, text in texts_in(ast.parse(path.read_text(encoding="utf-8")), {}):
+            place = f"{path.name}:{call.lineno}"
+            given = {str(one.arg) for one in call.keywords}
+            assert given == {name for name, _ in placeholders(text)}, place
+            if re.search("[A-Za-z]", re.sub("{[^}]*}", "", text)):
+                assert text in CHINESE, place
+                used.add(text)
     assert used == set(CHINESE)
     assert len(CHINESE) == len(ROWS)
 

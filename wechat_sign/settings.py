@@ -1,7 +1,7 @@
 """The INI file, read into frozen dataclasses.
 
-The classes are the schema: a field of `Settings` is a section, but for `limits`; a field of its
-class is an option, and an option without a default must be given.
+The classes are the schema. A field of `Settings` is a section, except `limits`; a field of a
+section is an option. An option without a default is required.
 """
 
 from __future__ import annotations
