@@ -76,9 +76,8 @@ _js_api: Final = partial(_form, "[A-Za-z][A-Za-z0-9]*", Text("must be the name o
 _open_tag: Final = partial(
     _form, "wx-[a-z-]+", Text("must be the name of an open tag, like wx-open-launch-weapp")
 )
-_BOOLEAN: Final = {"true": True, "false": False}
-_PAGE: Final = {**_BOOLEAN, "address": "address"}
-_TOKEN_API: Final = {"token": "token", "stable_token": "stable_token"}
+_boolean: Final = partial(_choice, {"true": True, "false": False})
+_token_api: Final = partial(_choice, {"token": "token", "stable_token": "stable_token"})
 
 
 def _api(text: str) -> str:
@@ -187,7 +186,7 @@ class WeChatSettings:
     appid: str = option(parse=_appid)
     secret: str = option(environ="WECHAT_SECRET")
     api: str = option("https://api.weixin.qq.com", _api)
-    token_api: str = option("token", partial(_choice, _TOKEN_API))
+    token_api: str = option("token", _token_api)
     timeout: float = option(5.0, partial(_number, float, 0.1, 60))
 
 
@@ -200,7 +199,7 @@ class RedisSettings:
     db: int = option(0, partial(_number, int, 0, 65535))
     username: str = option("")
     password: str = option("", str, environ="REDIS_PASSWORD")
-    tls: bool = option(False, partial(_choice, _BOOLEAN))
+    tls: bool = option(False, _boolean)
     url: RedisUrl | None = option(None, _redis_url, environ="REDIS_URL")
     access_token_key: str = option("")
     jsapi_ticket_key: str = option("")
@@ -235,7 +234,7 @@ class RedisSettings:
 class JssdkSettings:
     """`[jssdk]`: what the answer says beside the signature, and whose pages are signed."""
 
-    debug: bool = option(True, partial(_choice, _BOOLEAN))
+    debug: bool = option(True, _boolean)
     js_api_list: tuple[str, ...] = option(
         ("updateAppMessageShareData", "updateTimelineShareData"), partial(_list, _js_api)
     )
@@ -245,12 +244,12 @@ class JssdkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """`[server]`: where it listens (port 0 takes a free one), whether / is the test page, or one
-    that also tells this host's "address", and which proxies may name the client's address."""
+    """`[server]`: where it listens (port 0 takes a free one), whether / is the test page, and which
+    proxies may name the client's address."""
 
     address: str = option("0.0.0.0")
     port: int = option(8060, partial(_number, int, 0, 65535))
-    page: bool | str = option(True, partial(_choice, _PAGE))
+    page: bool = option(True, _boolean)
     trusted_proxies: tuple[Network, ...] = option(LOOPBACK, partial(_list, _network))
 
 
