@@ -59,7 +59,6 @@ from wechat_sign.settings import (
     ServerSettings,
     Settings,
     WeChatSettings,
-    is_loopback,
     load_settings,
 )
 from wechat_sign.signature import WxConfig
