@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 from asyncio import Future
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -369,7 +369,10 @@ async def serve(settings: Settings, cache: Cache, sockets: list[socket.socket]) 
     limits = settings.limits
     server = process.BoundedServer(application, limit=limit, limits=limits, **process.SIZES)
     with process.stop_signals() as stop:
-        announce(settings, sockets)
+        here = " and ".join(map(process.address_of, sockets))
+        where = f"Redis {settings.redis.place}" if settings.redis.is_set else "this process only"
+        appid = settings.wechat.appid
+        log.info("listening on %s for appid %s, credentials in %s", here, appid, where)
         server.add_sockets(sockets)
         refreshing = asyncio.create_task(refresh_regularly(tickets))
         await stop.wait()
@@ -453,13 +456,6 @@ def settings_from(given: argparse.Namespace, limits: Limits) -> Settings:
     return replace(settings, server=replace(settings.server, **overrides), limits=limits)
 
 
-def cache_for(settings: Settings, given: argparse.Namespace) -> Cache:
-    try:
-        return Cache(settings)
-    except ConfigError as error:  # it does not know the file
-        raise ConfigError(error.problems[0].at(given.config)) from None
-
-
 def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> int:
     """Exit status: 0 when told to stop, 1 where it can't listen or a check found something,
     2 for a bad configuration."""
@@ -470,20 +466,31 @@ def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> i
     process.forbid_core_dumps()
     try:
         settings = settings_from(given, limits)
-        cache = cache_for(settings, given)
+        cache = Cache(settings)
     except ConfigError as error:
+        problems = [problem.at(given.config) for problem in error.problems]
         if given.check:
-            name = Text("settings")
-            return print_findings(Finding(name, False, problem) for problem in error.problems)
-        complain(error)
-        return 2
+            return print_findings(Finding(Text("settings"), False, text) for text in problems)
+        return complain(problems, 2)
     if given.check:
         return print_check(settings, cache, None if given.sandbox else given.config)
     try:
         sockets = process.listen(settings.server)
     except ConfigError as error:
-        complain(error)
-        return 1
+        return complain(error.problems, 1)
+    announce(settings, given, sockets)
+    asyncio.run(serve(settings, cache, sockets))
+    return 0
+
+
+def complain(problems: Iterable[Text], status: int) -> int:
+    with suppress(OSError):  # the exit status says it, too
+        for problem in problems:
+            print(printable(local(problem), LONGEST_LINE), file=sys.stderr)
+    return status
+
+
+def announce(settings: Settings, given: argparse.Namespace, sockets: list[socket.socket]) -> None:
     if given.sandbox:
         from wechat_sign.sandbox import print_banner
 
@@ -491,21 +498,6 @@ def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> i
     else:
         for what, advice in risks(settings, given.config):
             log.warning("%s. What to do: %s", what, advice.both)
-    asyncio.run(serve(settings, cache, sockets))
-    return 0
-
-
-def complain(error: ConfigError) -> None:
-    with suppress(OSError):  # the exit status says it, too
-        for problem in error.problems:
-            print(printable(local(problem), LONGEST_LINE), file=sys.stderr)
-
-
-def announce(settings: Settings, sockets: list[socket.socket]) -> None:
-    here = " and ".join(map(process.address_of, sockets))
-    where = f"Redis {settings.redis.place}" if settings.redis.is_set else "this process only"
-    appid = settings.wechat.appid
-    log.info("listening on %s for appid %s, credentials in %s", here, appid, where)
 
 
 def run(limits: Limits = Limits()) -> NoReturn:

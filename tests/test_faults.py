@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -105,7 +104,6 @@ def test_redis_gone_and_back_costs_no_page_anything(
 
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request"
 TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large"
-CLOSED = b""
 
 
 @pytest.mark.parametrize(
@@ -116,7 +114,7 @@ CLOSED = b""
             b"GET /getApi?url=https://a/" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
             TOO_LONG,
         ),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", CLOSED),  # TLS
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", BAD_REQUEST),  # TLS
         (
             b"POST /getApi HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n"
             + b"x" * 50_000,
@@ -142,8 +140,6 @@ def test_hostile_requests_are_refused_and_others_notice_nothing(
     with shared.connect() as connection:
         with suppress(OSError):  # the server may have closed it by now
             connection.sendall(request_bytes)
-            if outcome == CLOSED:  # nothing more comes: it need not wait
-                connection.shutdown(socket.SHUT_WR)
         with suppress(ConnectionError):
             for received in iter(lambda: connection.recv(65536), b""):
                 answer += received

@@ -773,6 +773,21 @@ async def at_an_answer(
         yield address, may_answer
 
 
+def test_no_request_costs_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of what it relies on in Tornado: without a header_timeout it sets none."""
+    timers: list[object] = []
+    monkeypatch.setattr("tornado.gen.with_timeout", lambda *given, **_: timers.append(given))
+
+    async def scenario() -> None:
+        async with bounded() as (_, address):
+            [connection] = await open_connections(address, 1)
+            await ask(connection)
+            connection[1].close()
+
+    asyncio.run(scenario())
+    assert timers == []
+
+
 def test_a_newcomer_is_served_in_the_moment_when_another_is_answered() -> None:
     ours, theirs = socket.socketpair()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -39,25 +38,11 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 
     Takes linear time: a far end may choose both, and the interpreter waits.
     """
-    wanted = [_lower(secret) for secret in secrets if len(secret) >= SHORTEST_SECRET]
-    text = _without(wanted, list(text), text)
-    escaped = re.findall("%[0-9a-fA-F]{2}|.", text, re.DOTALL)
-    return _without(wanted, escaped, unquote(text, "latin-1"))
-
-
-def _without(secrets: list[str], letters: list[str], plain: str) -> str:
-    """The letters, with *** for each secret in what they plainly are."""
-    plain = _lower(plain)
-    for secret in secrets:
-        at = 0
-        while (at := plain.find(secret, at)) >= 0:
-            letters[at : at + len(secret)] = ["***"] + [""] * (len(secret) - 1)
-            at += len(secret)
-    return "".join(letters)
-
-
-def _lower(text: str) -> str:
-    return "".join(letter.lower()[0] for letter in text)
+    for secret in (one.lower() for one in secrets if len(one) >= SHORTEST_SECRET):
+        for plain in (text.lower(), unquote(text, "latin-1").lower()):
+            if secret in plain:
+                text = plain.replace(secret, "***")
+    return text
 
 
 class LineFormatter(logging.Formatter):
@@ -74,26 +59,22 @@ class LineFormatter(logging.Formatter):
 class Throttle(logging.Filter):
     """Logs at most one record of a `kind` a second; the next one tells how many were left out.
 
-    A class because it carries when each kind was logged, and how many were left out since.
+    A class because it carries, by kind, until when none is logged, and how many were left out.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._logged: dict[str, tuple[float, int]] = {}
+        self._held: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to log it. The kinds are few; a record without one is always logged."""
-        kind = getattr(record, "kind", None)
-        if kind is None:
-            return True
-        now = self._clock()
-        logged, left_out = self._logged.get(kind, (-INTERVAL, 0))
-        if now - logged < INTERVAL:
-            self._logged[kind] = (logged, left_out + 1)
+        kind, now = getattr(record, "kind", ""), self._clock()
+        until, left_out = self._held.get(kind, (0.0, 0))
+        if kind and now < until:
+            self._held[kind] = (until, left_out + 1)
             return False
-        self._logged[kind] = (now, 0)
+        self._held[kind] = (now + INTERVAL, 0)
         if left_out:
-            record.msg = f"{record.getMessage()} ({left_out} more {kind} since the last such line)"
-            record.args = ()
+            record.msg += f" ({left_out} more {kind} since the last such line)"
         return True

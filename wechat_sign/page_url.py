@@ -35,6 +35,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from .errors import BadPageUrl, PageHostNotAllowed
 from .logs import printable
+from .settings import DOMAIN
 
 MAX_LENGTH = 8192
 """Characters; longer urls are refused. Proxies pass about as much."""
@@ -47,7 +48,7 @@ _HOW = "send it as encodeURIComponent(location.href.split('#')[0])"
 _AS_IT_IS = "send it as it is there, not decoded or typed"
 _URL = re.compile(rb"(?:^|&)url(?:=|(?=&|$))")
 
-_HOST = r"(?:[a-z0-9_-]+\.)*[a-z_-][a-z0-9_-]*\.?|(?:[0-9]{1,3}\.){3}[0-9]{1,3}|\[[0-9a-f:.]+\]"
+_HOST = rf"{DOMAIN}\.?|(?:[0-9]{{1,3}}\.){{3}}[0-9]{{1,3}}|\[[0-9a-f:.]+\]"
 # As browsers write it. A path's characters are [!$-;=@-\[\]-_a-z|~], a query's [!$-&(-;=?-~].
 _HREF = re.compile(
     rf"http(s)?://({_HOST})(?::(?!(?(1)443|80)/)[1-9][0-9]{{0,4}})?"
@@ -93,15 +94,8 @@ def page_url(
     differ from the Referer. Raises BadPageUrl, and PageHostNotAllowed where there is a list
     without the page's host.
     """
-    value = query[4:] if query.startswith(b"url=") else _value(query)
-    bare = value[:8].lower().startswith((b"http://", b"https://"))
-    url = _text(value if bare else _unescape(value))
-    whole, url = url, url.partition("#")[0]
-    if len(url) > MAX_LENGTH:
-        raise BadPageUrl(f"url is longer than {MAX_LENGTH} characters")
-    if whole != url:
-        _check_characters(whole)
-    if bare:
+    url, is_bare = _sent(query)
+    if is_bare:
         url = _raw_or_escaped(url, referer, now)
     href = _HREF.fullmatch(url)
     if href is None:
@@ -115,11 +109,24 @@ def page_url(
     return url
 
 
-def _value(query: bytes) -> bytes:
+def _sent(query: bytes) -> tuple[str, bool]:
+    """What follows `url=`, without its fragment, and whether its :// is bare. Where it is not, all
+    is escaped; then it is unescaped here."""
     first = _URL.search(query)
     if first is None:
         raise BadPageUrl(f"the parameter url is missing; {_HOW}")
-    return query[first.end() :]
+    value = query[first.end() :]
+    is_bare = value[:8].lower().startswith((b"http://", b"https://"))
+    try:
+        whole = (value if is_bare else _unescape(value)).decode()
+    except UnicodeDecodeError:
+        raise BadPageUrl(f"url is not UTF-8; {_HOW}") from None
+    url = whole.partition("#")[0]
+    if len(url) > MAX_LENGTH:
+        raise BadPageUrl(f"url is longer than {MAX_LENGTH} characters")
+    if whole != url:
+        _check_characters(whole)
+    return url, is_bare
 
 
 def host_of(origin: str) -> str:
@@ -178,13 +185,6 @@ def _without_escapes(url: str) -> str:
     for _ in range(3):
         url = unquote(url, "latin-1")
     return url.replace("+", " ")
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise BadPageUrl(f"url is not UTF-8; {_HOW}") from None
 
 
 def _unescape(value: bytes) -> bytes:

@@ -363,7 +363,7 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
         problems = _contradictions(settings)
         if not problems:
             return settings
-    raise ConfigError(*(problem.at(path) for problem in problems))
+    raise ConfigError(*problems)
 
 
 def secrets_in(path: Path) -> list[str]:
@@ -408,7 +408,7 @@ def _parse(
         parser.read_file(_numbered(text, parser, lines))
     except (OSError, UnicodeError, configparser.Error) as error:
         if type(error) is not configparser.ParsingError:
-            raise ConfigError(_why_unreadable(error, path).at(path)) from None
+            raise ConfigError(_why_unreadable(error, path)) from None
         for line, _ in error.errors:
             problems.append(Text("line {line}: is not option = value", line=line))
     return {name: dict(parser[name]) for name in parser.sections()}, lines, problems
