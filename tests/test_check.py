@@ -167,14 +167,17 @@ def test_a_refusal_ends_it_with_what_to_do(check: Check, redis_server: RedisServ
         assert words in lines[-1], fault
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "step"), [("token", "access_token"), ("getticket", "jsapi_ticket")]
+)
 def test_a_refusal_while_the_ticket_serves_on_is_told(
-    check: Check, redis_server: RedisServer
+    check: Check, redis_server: RedisServer, endpoint: str, step: str
 ) -> None:
     redis_server.put_ticket("old", 100)
-    check.wechat.faults["token"] = Fault(errcode=40164)
+    check.wechat.faults[endpoint] = Fault(errcode=40164)
     status, lines = check(*redis_server.ini)
     assert status == 1
-    assert names(lines)[-2] == "FAIL access_token"
+    assert names(lines)[-2] == f"FAIL {step}"
 
 
 @pytest.fixture
