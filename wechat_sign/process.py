@@ -97,7 +97,8 @@ class BoundedServer(HTTPServer):
         self._clock = clock
         self._since: OrderedDict[_Stream, float] = OrderedDict()
         self._all_busy_until = -math.inf
-        """No connection could be evicted when last looked for; not looked for again before."""
+        """Where no connection could be evicted when last looked for: until when that stays so, if
+        none is answered meanwhile."""
         self._sweeping = PeriodicCallback(self._close_idle, 1000 * limits.idle_timeout / 15)
         self._sweeping.start()
 
@@ -134,11 +135,12 @@ class BoundedServer(HTTPServer):
         now = self._clock()
         if now < self._all_busy_until:
             return None
+        self._all_busy_until = math.inf
         for stream, since in self._since.items():
-            unread = stream.writing() and now >= since + self._limits.unread
-            if unread or stream.is_idle():
+            unread = since + self._limits.unread if stream.writing() else math.inf
+            if now >= unread or stream.is_idle():
                 return stream
-        self._all_busy_until = now + self._limits.unread
+            self._all_busy_until = min(unread, self._all_busy_until)
         return None
 
     def _note(self, stream: _Stream) -> None:
