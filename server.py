@@ -69,37 +69,35 @@ log = logging.getLogger("server")
 
 METHODS = "GET, HEAD, OPTIONS"
 ACCEPTS_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
-MAY_BE_AN_ENTRY = re.compile("iPhone|iPad|Macintosh")  # an iPad may call itself a Macintosh
-"""User agents whose pages may rightly sign the url of entry, which the Referer differs from."""
+IOS = re.compile("iPhone|iPad|Macintosh")  # an iPad may call itself a Macintosh
+"""User agents that may sign the url of entry, which may differ from the Referer."""
+PAGE_IN_QUERY = re.compile("(?:^|&)url=(.*)", re.DOTALL)
 
 _FILES = Path(__file__).with_name("wechat_sign")
 
 
-class Compressed:
-    """A text that never changes, and what it is gzipped. A class because it carries both."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text.encode()
-        self.gzipped = gzip.compress(self.text, 9)
+def with_gzip(text: str) -> tuple[bytes, bytes]:
+    """A constant text, and its gzip."""
+    return text.encode(), gzip.compress(text.encode(), 9)
 
 
 def hashes_of(tag: str, html: str) -> str:
-    """What a Content-Security-Policy calls what stands between such tags without attributes."""
+    """The hashes by which a Content-Security-Policy lets inline `<tag>` elements in."""
     inside = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
     digests = (base64.b64encode(hashlib.sha256(one.encode()).digest()) for one in inside)
     return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
 
 
 _script = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
-VERSION = hashlib.sha256(_script.encode()).hexdigest()[:12]
+SCRIPT_HASH = hashlib.sha256(_script.encode()).hexdigest()[:12]
 _page = (
     (_FILES / "page.html")
     .read_text(encoding="utf-8")
     .replace("{{causes}}", json.dumps(CAUSES, ensure_ascii=False).replace("<", "\\u003c"))
-    .replace("{{version}}", VERSION)  # for caches
+    .replace("{{version}}", SCRIPT_HASH)  # for caches
     .replace("{{max_length}}", str(MAX_LENGTH))
 )
-SCRIPT, PAGE = Compressed(_script), Compressed(_page)
+SCRIPT, PAGE = with_gzip(_script), with_gzip(_page)
 PAGE_POLICY = (
     f"default-src 'none'; style-src {hashes_of('style', _page)}; connect-src 'self'; "
     f"script-src {hashes_of('script', _page)} 'self' https://res.wx.qq.com "
@@ -110,13 +108,13 @@ PAGE_POLICY = (
 
 
 class SigningApplication(Application):
-    """The routes, and what the handlers share. A class because Tornado's handlers ask for one."""
+    """The routes, and what the handlers share."""
 
     def __init__(self, settings: Settings, tickets: JsapiTickets) -> None:
         routes: list[tuple[str, type[RequestHandler]]] = [
             ("/getApi", GetApi),
             ("/healthz", Healthz),
-            ("/wechat-sign.js", Script),
+            (r"/wechat-sign\.js", Script),
         ]
         if settings.server.page:
             routes.append(("/", Page))
@@ -130,15 +128,15 @@ class SigningApplication(Application):
         self.stopping = False
 
     def log_request(self, handler: RequestHandler) -> None:
-        """Logs failures at WARNING and ERROR with the reason, the rest at INFO. Never a query:
-        that may have what is secret in it."""
+        """Logs failures at WARNING and ERROR with the reason, the rest at INFO. It logs no query,
+        which may hold a secret."""
         status, request = handler.get_status(), handler.request
         level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
         if not access_log.isEnabledFor(level):
             return
         what = f"{status} {printable(str(request.method), 20)} {for_log(request.path)}"
-        if isinstance(handler, GetApi) and "url=" in request.query:
-            what += f" for {for_log(request.query.partition('url=')[2])}"
+        page = PAGE_IN_QUERY.search(request.query) if isinstance(handler, GetApi) else None
+        what += f" for {for_log(page[1])}" if page else ""
         what += f" from {self.client_of(handler)}, {1000 * request.request_time():.1f} ms"
         refusal = getattr(handler, "refusal", "")
         what += f": {refusal}" if refusal else ""
@@ -147,22 +145,23 @@ class SigningApplication(Application):
         access_log.log(level, "%s", what, extra={"kind": f"{status}s"})
 
     def client_of(self, handler: RequestHandler) -> str:
-        """The client's address. Where a proxy names it in two ways, one may be the client's own
-        invention: then both."""
+        """The client's address. Two where X-Real-IP and X-Forwarded-For disagree: the client may
+        have forged the one that the proxy does not set."""
         peer, headers = str(handler.request.remote_ip), handler.request.headers
-        told = (headers.get("X-Real-Ip", ""), headers.get("X-Forwarded-For", ""))
-        clients = [process.client_address(peer, one, self.trusted_proxies) for one in told if one]
-        one_or_two = dict.fromkeys(clients)
-        return " or ".join(one_or_two) or process.client_address(peer, "", self.trusted_proxies)
+        named = [headers[name] for name in ("X-Real-Ip", "X-Forwarded-For") if name in headers]
+        addresses = (
+            process.client_address(peer, one, self.trusted_proxies) for one in named or [""]
+        )
+        return " or ".join(dict.fromkeys(addresses))
 
 
 class BaseHandler(RequestHandler):
-    """What all answers have in common: they are not cached, and errors are JSON that repeats
-    nothing of the request but what was to be signed."""
+    """What all answers have in common: they are not cached, and errors are JSON."""
 
     application: SigningApplication
     refusal = ""
     """Why the request was refused, for the log."""
+    usage = "send a GET, without a body"
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -197,34 +196,35 @@ class BaseHandler(RequestHandler):
         return super().finish(chunk)
 
     def compute_etag(self) -> str | None:
-        """None: no answer is the same twice."""
+        """None: answers are not cached."""
         return None
 
-    def finish_compressed(self, body: Compressed) -> None:
+    def check_etag_header(self) -> bool:
+        """Tornado looks for one that matches even where there is none."""
+        return "Etag" in self._headers and super().check_etag_header()
+
+    def finish_compressed(self, text: bytes, gzipped: bytes) -> None:
         """Ends with a long text, gzipped for clients that accept it."""
         self.add_header("Vary", "Accept-Encoding")
-        if ACCEPTS_GZIP.search(self.request.headers.get("Accept-Encoding", "")):
+        accepted = ACCEPTS_GZIP.search(self.request.headers.get("Accept-Encoding", ""))
+        if accepted:
             self.set_header("Content-Encoding", "gzip")
-            self.finish(body.gzipped)
-        else:
-            self.finish(body.text)
+        self.finish(gzipped if accepted else text)
 
     def finish_json(self, body: dict[str, Any]) -> None:
         """Ends with this; Chinese stays readable in a terminal."""
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         self.finish(json.dumps(body, ensure_ascii=False))
 
-    def refuse(self, status: int, /, error: str, *, reason: str = "", **more: Any) -> None:
+    def refuse(self, status: int, body: dict[str, Any], reason: str = "") -> None:
         self.set_status(status)
-        self.refusal = reason or error
-        self.finish_json({"error": error, **more})
+        self.refusal = reason or body["error"]
+        self.finish_json(body)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = self._reason
         if status_code == 405:
             self.set_header("Allow", METHODS)
-            error = "send GET /getApi?url=, with the page's url in the query and no body"
-        self.refuse(status_code, error)
+        self.refuse(status_code, {"error": self.usage if status_code == 405 else self._reason})
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if not isinstance(value, HTTPError):  # the access log has those
@@ -238,20 +238,22 @@ class NotFound(BaseHandler):
         # A browser shows a page the 404 only if the preflight before it was answered.
         if self.request.method == "OPTIONS" and "Access-Control-Allow-Origin" in self._headers:
             return
-        self.refuse(404, "there is nothing here; try /getApi?url=")
+        self.refuse(404, {"error": "there is nothing here; try /getApi?url="})
 
 
 class GetApi(BaseHandler):
     """`GET /getApi?url=PAGE`: what the page hands to `wx.config`."""
 
+    usage = "send GET /getApi?url=, with the page's url in the query and no body"
+
     async def get(self) -> None:
         shared, headers = self.application, self.request.headers
         referer = headers.get("Referer", "")
-        is_entry = bool(referer and MAY_BE_AN_ENTRY.search(headers.get("User-Agent", "")))
+        is_entry = bool(referer and IOS.search(headers.get("User-Agent", "")))
         try:
             query = self.request.query.encode("latin-1")
             url = page_url(query, shared.page_hosts, referer, is_entry=is_entry)
-            ticket = shared.tickets.held() or await shared.tickets.current()
+            ticket = await shared.tickets.current()
         except SigningError as error:
             self.refuse_for(error)
             return
@@ -265,13 +267,23 @@ class GetApi(BaseHandler):
             self.warn_of_origin(headers["Origin"])
 
     def refuse_for(self, error: SigningError) -> None:
-        status, answer = http_error(error)
+        """Tells the caller the kind and the errcode; the log has all of it."""
+        status = 503
+        body: dict[str, Any] = {"error": "no ticket to sign with just now; see the server's log"}
+        match error:
+            case BadPageUrl():
+                status, body = 400, {"error": str(error)}
+            case PageHostNotAllowed():
+                status, body = 403, {"error": str(error)}
+            case WeChatRefused(errcode=errcode):
+                text = f"WeChat refuses with errcode {errcode}; the server's log says what to do"
+                status, body = 502, {"error": text, "errcode": errcode}
         if status >= 500:
             self.set_header("Retry-After", str(self.application.tickets.retry_after))
-        self.refuse(status, **answer, reason=error.kind)
+        self.refuse(status, body, error.kind)
 
     def warn_of_change(self, url: str, referer: str) -> None:
-        """Warns where the Referer tells that the page's url was cut, or something added to it."""
+        """Warns where the url is the Referer's, cut or with something added."""
         change = cut_or_added(url, referer)
         if change:
             access_log.warning(
@@ -282,7 +294,7 @@ class GetApi(BaseHandler):
             )
 
     def warn_of_origin(self, origin: str) -> None:
-        """Warns where a browser throws the answer away: the page is of an origin not allowed."""
+        """Warns where CORS keeps the page from reading the answer."""
         host = printable(host_of(origin.lower()) or "the page's host", 253)
         access_log.warning(
             "signed for a page on %s, whose browser will not let it read this answer: "
@@ -290,19 +302,6 @@ class GetApi(BaseHandler):
             *(host, host),
             extra={"kind": "origins"},
         )
-
-
-def http_error(error: SigningError) -> tuple[int, dict[str, Any]]:
-    """Status and answer. The caller learns the kind and the errcode; the log has all of it."""
-    match error:
-        case BadPageUrl():
-            return 400, {"error": str(error)}
-        case PageHostNotAllowed():
-            return 403, {"error": str(error)}
-        case WeChatRefused(errcode=errcode):
-            text = f"WeChat refuses with errcode {errcode}; the server's log says what to do"
-            return 502, {"error": text, "errcode": errcode}
-    return 503, {"error": "no ticket to sign with just now; the server's log says why"}
 
 
 class Healthz(BaseHandler):
@@ -313,17 +312,17 @@ class Healthz(BaseHandler):
         known, now = tickets.known, tickets.clock()
         body: dict[str, Any] = {"cache": tickets.cache_state}
         if known.error is not None:
-            advice = known.error.public_advice
+            advice = known.error.advice
             body |= {"error": known.error.kind, "advice": advice, "advice_zh": advice.zh}
         if isinstance(known.error, WeChatRefused):
             body["errcode"] = known.error.errcode
         ticket = known.usable(now)
-        if ticket is not None:
-            ages = {"ticket_age": int(now - known.fresh_at)}
-            ages["ticket_usable_for"] = int(ticket.usable_until - now)
-            self.finish_json({"status": "ok", **ages, **body})
-        else:
-            self.refuse(503, **{"error": "no ticket yet", "status": "failing", **body})
+        if ticket is None:
+            self.refuse(503, {"error": "no ticket yet", "status": "failing", **body})
+            return
+        ages = {"ticket_age": int(now - known.fresh_at)}
+        ages["ticket_usable_for"] = int(ticket.usable_until - now)
+        self.finish_json({"status": "ok", **ages, **body})
 
 
 class Page(BaseHandler):
@@ -334,7 +333,7 @@ class Page(BaseHandler):
         self.set_header("Content-Security-Policy", PAGE_POLICY)
         self.set_header("X-Frame-Options", "DENY")
         self.set_header("Referrer-Policy", "same-origin")  # /getApi compares it with the url
-        self.finish_compressed(PAGE)
+        self.finish_compressed(*PAGE)
 
 
 class Script(BaseHandler):
@@ -350,10 +349,10 @@ class Script(BaseHandler):
     def get(self) -> None:
         self.set_header("Content-Type", "text/javascript; charset=UTF-8")
         self.set_header("Cache-Control", "public, max-age=3600")
-        self.finish_compressed(SCRIPT)
+        self.finish_compressed(*SCRIPT)
 
     def compute_etag(self) -> str:
-        return f'W/"{VERSION}"'  # weak: the same for what is compressed and what is not
+        return f'W/"{SCRIPT_HASH}"'  # weak: the same for what is compressed and what is not
 
 
 def make_tickets(settings: Settings, cache: Cache) -> JsapiTickets:
@@ -380,7 +379,7 @@ async def serve(settings: Settings, cache: Cache, sockets: list[socket.socket]) 
         deadline = time.monotonic() + limits.drain
         refreshing.cancel()
         application.stopping = True
-        # Who waits for WeChat gets a 503 before the end, so that drain can close what is idle.
+        # Requests that wait for WeChat get a 503 before the end; then drain can close them.
         await asyncio.gather(
             process.drain(server, deadline=deadline), tickets.close(timeout=0.9 * limits.drain)
         )
@@ -423,8 +422,7 @@ def port_number(text: str) -> int:
 
 
 def log_to_stderr(*, verbose: bool) -> None:
-    # Never DEBUG for all: what libraries log there has credentials in it. Nor what Tornado says of
-    # a request that it can't read: a header's value.
+    # Libraries log credentials at DEBUG, and Tornado a header's value at INFO.
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

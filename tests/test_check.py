@@ -147,13 +147,17 @@ def test_without_redis_it_says_what_that_means(check: Check) -> None:
 
 def test_a_refusal_ends_it_with_what_to_do(check: Check, redis_server: RedisServer) -> None:
     for endpoint, fault, words in (
-        ("token", Fault(errcode=40164), "add 203.0.113.7 to the account's IP white"),
+        (
+            "token",
+            Fault(errcode=40164),
+            "add this server's public address to the account's IP white",
+        ),
         ("token", Fault(errcode=40164), "微信公众平台 → 设置与开发 → 基本配置 → IP白名单"),
         ("token", Fault(errcode=40125), "secret is not the one of this appid"),
         ("token", Fault(errcode=40001), "secret is not the one of this appid"),
         ("token", Fault(errcode=40013), "appid is wrong"),
         ("token", Fault(hang_up=True), "DNS, firewall, proxy"),
-        ("getticket", Fault(errcode=40164), "add 203.0.113.7"),
+        ("getticket", Fault(errcode=40164), "add this server's public"),
         ("getticket", Fault(errcode=40001), "another program replaced"),
         ("getticket", Fault(errcode=48001), "微信认证"),
         ("getticket", Fault(body=b"<html>"), "DNS, firewall, proxy"),
@@ -506,7 +510,7 @@ def test_a_refusal_is_told_in_chinese_with_the_chinese_advice_alone(check: Check
         (
             Fault(errcode=40164),
             "微信拒绝了 token 请求，错误码 40164（invalid ip 203.0.113.7 ",
-            "请把 203.0.113.7 加入 IP白名单：",
+            "请把本服务器的公网 IP（见日志或 --check 中微信返回的内容）加入 IP白名单：",
         ),
         (Fault(body=b"<html>"), f"{no_answer}应答不是 JSON", check_host),
         (Fault(body=b"{}"), f"{no_answer}应答中没有 access_token", check_host),

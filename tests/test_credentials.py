@@ -202,7 +202,7 @@ def test_a_proxys_words_are_cut_and_redacted(
         with pytest.raises(WeChatUnreachable) as caught:
             client(wechat, api="https://api.weixin.qq.com").fetch_access_token()
         refusing.join()
-    assert r"407 no ***\x9b2Jxx" in caught.value.what
+    assert r"407 no ***\x9b2jxx" in caught.value.what
     assert caught.value.what.isprintable()
     assert len(caught.value.what) < 400
 

@@ -1035,7 +1035,7 @@ def test_a_body_is_read_and_goes_nowhere(shared: Server, method: str) -> None:
         for body in (
             b"Content-Length: 0\r\n\r\n",  # as some proxies send with every request
             b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            b"Content-Length: 32000\r\n\r\n" + bytes(32_000),
+            b"Content-Length: 32000\r\n\r\n" + b"\x16" * 32_000,
             b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
         ):
             connection.sendall(request + body)

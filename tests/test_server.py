@@ -171,7 +171,7 @@ class TestGetApi(ServerCase):
 
     def test_other_routes_and_methods_are_json_too(self) -> None:
         assert self.refusal("/x") == (404, "there is nothing here; try /getApi?url=")
-        assert self.refusal("/getApi/")[0] == 404
+        assert self.refusal("/getApi/")[0] == self.refusal("/wechat-signXjs")[0] == 404
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             status, _ = self.refusal(f"/getApi?url={PAGE}", method)
             assert status == 405
@@ -186,6 +186,7 @@ class TestGetApi(ServerCase):
             for method, status in (("OPTIONS", 204), ("POST", 405), ("DELETE", 405)):
                 response = self.call(path, method)
                 assert (response.code, response.headers["Allow"]) == (status, allowed)
+        assert self.refusal("/healthz", "POST") == (405, "send a GET, without a body")
 
     def test_head_of_what_is_refused_has_the_status_and_no_body(self) -> None:
         for path, status in (("/getApi", 400), ("/x", 404)):
@@ -391,7 +392,7 @@ def test_at_start_the_server_looks_for_the_ticket_itself(start: Start, wechat: S
     wechat.faults["token"] = Fault(errcode=40164)
     running = start()
     output = running.says("IP白名单")
-    assert "add 203.0.113.7 to the account's IP whitelist" in output
+    assert "add this server's public address to the account's IP whitelist" in output
     assert running.stop() == 0
 
 
@@ -616,7 +617,7 @@ class TestHealthz(ServerCase):
         assert health["errcode"] == 40164
         assert health["error"] == "WeChat refused token with errcode 40164"
         assert "add this server's public address to the account's IP whitelist" in health["advice"]
-        assert "请把 本服务器的公网 IP 加入 IP白名单" in health["advice_zh"]
+        assert "请把本服务器的公网 IP" in health["advice_zh"]
         # What WeChat said, and this host's address, are not for the public.
         assert "203.0.113.7" not in str(health)
         assert "whitelist rid" not in str(health)

@@ -220,8 +220,8 @@ def test_in_a_chinese_locale_the_log_stays_english_with_advice_in_both(
     running = start(LC_ALL=ZH)
     line = "no page can be signed: WeChat refused token with errcode 40164 (invalid ip 203.0.113.7"
     output = running.says(line)
-    assert "What to do: add 203.0.113.7 to the account's IP whitelist" in output
-    assert "请把 203.0.113.7 加入 IP白名单" in output
+    assert "What to do: add this server's public address to the account's IP whitelist" in output
+    assert "请把本服务器的公网 IP（见日志" in output
 
 
 def test_where_chinese_can_not_be_written_it_is_english(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,7 @@ No error carries the secret, an access_token or a ticket.
 from __future__ import annotations
 
 import configparser
-import re
 import traceback
-from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -24,9 +21,9 @@ _TABLE.read(FOLDER / "advice.ini", encoding="utf-8")
 NO_ADVICE: Final = Text("")
 
 
-def advice(name: str, **values: object) -> Text:
+def advice(name: str) -> Text:
     """The advice of that name."""
-    return Text(_TABLE["advice"][name], **values)
+    return Text(_TABLE["advice"][name])
 
 
 CAUSES: Final = {
@@ -41,9 +38,6 @@ CAUSES: Final = {
 TOKEN_REFUSED: Final = frozenset({40001, 40014, 42001})
 """errcodes by which `getticket` says that the access_token, not the account, is at fault."""
 
-ABOUT_THE_HOST: Final = frozenset({40164, 61004})
-"""errcodes that concern this host's address, and no other instance's."""
-
 _TRANSIENT: Final = frozenset({"-1", "-1000", "40014", "42001", "40001 getticket"})
 """Keys of [errcode] in advice.ini for what passes by itself."""
 
@@ -51,9 +45,8 @@ _TRANSIENT: Final = frozenset({"-1", "-1000", "40014", "42001", "40001 getticket
 class SigningError(Exception):
     """What keeps a page from being signed. Only its subclasses are raised.
 
-    `what` happened is a sentence without full stop, `advice` is what to do about it. For the
-    public there is the `kind`, which is `what` without what WeChat or the system said, and
-    `public_advice`, without this host's address.
+    `what` happened is a sentence without full stop, `advice` is what to do about it. `kind` is
+    `what` for the public: without the words of WeChat or the system.
     """
 
     transient: bool = False
@@ -63,7 +56,7 @@ class SigningError(Exception):
         super().__init__(f"{what}. What to do: {advice.both}" if advice else what)
         self.what = what
         self.kind = kind or what
-        self.advice = self.public_advice = advice
+        self.advice = advice
 
 
 class ConfigError(SigningError):
@@ -87,25 +80,19 @@ class PageHostNotAllowed(SigningError):
 
 
 class WeChatRefused(SigningError):
-    """WeChat answered with an errcode. `address` is this host's as WeChat saw it, if it said."""
+    """WeChat answered with an errcode."""
 
     def __init__(self, errcode: int, errmsg: str, *, endpoint: str) -> None:
         self.errcode = errcode
         self.errmsg = printable(errmsg)
         self.endpoint = endpoint
-        seen = re.search(r"invalid ip ([0-9a-fA-F.:]+)", self.errmsg)
-        self.address = ""
-        with suppress(ValueError):
-            self.address = str(ip_address(seen[1] if seen else ""))
         names, keys = _TABLE["errcode"], (f"{errcode} {endpoint}", str(errcode), "else")
         key = next(key for key in keys if key in names)
         self.transient = key in _TRANSIENT
-        anywhere = Text("this server's public address")
         what = "WeChat refused {endpoint} with errcode {errcode} ({errmsg})"
         what = Text(what, endpoint=endpoint, errcode=errcode, errmsg=self.errmsg)
         kind = f"WeChat refused {endpoint} with errcode {errcode}"
-        super().__init__(what, advice(names[key], address=self.address or anywhere), kind=kind)
-        self.public_advice = advice(names[key], address=anywhere)
+        super().__init__(what, advice(names[key]), kind=kind)
 
 
 class WeChatUnreachable(SigningError):

@@ -4,7 +4,7 @@ A stop closes the listener and finishes what was begun, within `drain` seconds. 
 connections that wait in the kernel's queue are reset with the listener, unless the socket
 outlives the process. With systemd's socket activation it does, and a restart loses nothing.
 
-What it relies on in Tornado beyond what is documented, each held by a test in test_process.py:
+What it relies on in Tornado that is not documented; tests in test_process.py hold it:
 
 - `HTTPServer.conn_params.header_timeout`: without it no timer is set for a request's head.
 - `IOStream.read_until_regex` is called for each request's head, and for nothing else.
@@ -52,7 +52,7 @@ SEND_BUFFER: Final = 64 * 1024
 """Bytes of answers that the kernel holds for a client; by itself it grows to 4 MiB."""
 SIZES: Final[dict[str, int]] = {
     "max_header_size": 32 * 1024,  # an escaped url of 8192 characters is 24 KiB at most
-    "max_body_size": 32 * 1024,  # read, so that whoever posts a url is told to send a GET
+    "max_body_size": 32 * 1024,  # read, so that a POST gets a 405 with advice
     "max_buffer_size": 64 * 1024,  # Tornado reads half as much at once
     "body_timeout": 10,  # seconds
 }
@@ -68,17 +68,16 @@ _MALFORMED: Final = (
     "https ends at a proxy in front",
 )
 _HEAD_END: Final = rb"\n\r?\n"
-"""Ends where Tornado's own pattern does. That one begins with what may be missing, so it takes
+"""Matches where Tornado's pattern ends. That one begins with what may be missing, so it takes
 0.3 ms to find nothing in 32 KiB, and again for each byte that comes."""
 _TLS_BEGINS: Final = 0x16
 
 
 class BoundedServer(HTTPServer):
-    """Has `limit` connections at the most. When full, evicts the least recently used one that is
-    idle, or whose client does not read; where all wait for an answer, refuses the new one.
+    """Holds `limit` connections at the most. When full, it closes the one that is longest idle or
+    unread. If all wait for an answer, it refuses the new one.
 
-    A class because it carries since when each connection is there, is answered, or waits for its
-    next request; the longest first.
+    A class because it carries when each connection was last active; the oldest first.
     """
 
     def initialize(
@@ -95,16 +94,15 @@ class BoundedServer(HTTPServer):
         self._limit = limit
         self._limits = limits
         self._clock = clock
-        self._since: OrderedDict[_Stream, float] = OrderedDict()
+        self._active: OrderedDict[_Stream, float] = OrderedDict()
         self._all_busy_until = -math.inf
-        """Where no connection could be evicted when last looked for: until when that stays so, if
-        none is answered meanwhile."""
+        """Before this time no connection can be evicted, unless one is answered."""
         self._sweeping = PeriodicCallback(self._close_idle, 1000 * limits.idle_timeout / 15)
         self._sweeping.start()
 
     def _close_idle(self) -> None:
         over = self._clock() - self._limits.idle_timeout
-        for stream, since in list(self._since.items()):
+        for stream, since in list(self._active.items()):
             if since > over:
                 break
             if stream.is_idle() or stream.writing():
@@ -113,21 +111,21 @@ class BoundedServer(HTTPServer):
     @property
     def busy(self) -> bool:
         """Whether a request is in flight or, within `grace`, may be on its way."""
-        newest = next(reversed(self._since.values()), -math.inf)
+        newest = next(reversed(self._active.values()), -math.inf)
         recent = self._clock() < newest + self._limits.grace
-        return recent or not all(stream.reading() for stream in self._since)
+        return recent or not all(stream.reading() for stream in self._active)
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         """Tornado calls it when a connection has been accepted."""
         sizes = {"max_buffer_size": stream.max_buffer_size}
         sizes |= {"read_chunk_size": stream.read_chunk_size}
-        accepted = _Stream(stream.socket, self._note, **sizes)
-        if len(self._since) >= self._limit:
+        accepted = _Stream(stream.socket, self._touch, **sizes)
+        if len(self._active) >= self._limit:
             longest = self._evictable() or accepted
-            self._since.pop(longest, None)
+            self._active.pop(longest, None)
             longest.close()
         if not accepted.closed():
-            self._note(accepted)
+            self._touch(accepted)
             super().handle_stream(accepted, address)
 
     def _evictable(self) -> _Stream | None:
@@ -136,16 +134,16 @@ class BoundedServer(HTTPServer):
         if now < self._all_busy_until:
             return None
         self._all_busy_until = math.inf
-        for stream, since in self._since.items():
+        for stream, since in self._active.items():
             unread = since + self._limits.unread if stream.writing() else math.inf
             if now >= unread or stream.is_idle():
                 return stream
             self._all_busy_until = min(unread, self._all_busy_until)
         return None
 
-    def _note(self, stream: _Stream) -> None:
-        self._since[stream] = self._clock()
-        self._since.move_to_end(stream)
+    def _touch(self, stream: _Stream) -> None:
+        self._active[stream] = self._clock()
+        self._active.move_to_end(stream)
         self._all_busy_until = -math.inf
 
     def stop(self) -> None:
@@ -155,18 +153,18 @@ class BoundedServer(HTTPServer):
 
     def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
         """Tornado calls it when a connection begins to wait for its next request."""
-        self._note(server_conn.stream)
+        self._touch(server_conn.stream)
         return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: Any) -> None:
-        self._since.pop(server_conn.stream, None)
+        self._active.pop(server_conn.stream, None)
         super().on_close(server_conn)
 
 
 class _Stream(IOStream):
     """A connection. A request that can't be read is answered in JSON, logged, and closed.
 
-    A class because it carries whether the last request was answered, or could not be read.
+    A class because it carries whether it has begun, was answered, or could not be read.
     """
 
     def __init__(
@@ -174,11 +172,16 @@ class _Stream(IOStream):
     ) -> None:
         super().__init__(connection, **sizes)
         self._on_answer = on_answer
-        self._answered = self._refused = False
+        self._begun = self._answered = self._refused = False
+        with suppress(OSError):  # some systems refuse it where the client is gone by now
+            super().set_nodelay(True)
 
     def is_idle(self) -> bool:
         """Whether it waits for a request, or is answered and about to."""
         return self.reading() or (self._answered and not self.writing())
+
+    def set_nodelay(self, value: bool) -> None:
+        """Tornado switches it twice for each request. Here each answer is written at once."""
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Tornado calls it for the head of the next request."""
@@ -188,12 +191,14 @@ class _Stream(IOStream):
         return super().read_until_regex(_HEAD_END, max_bytes)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        """Puts an empty head in the place of TLS, which would keep Tornado waiting for an end."""
+        """Turns a TLS ClientHello into an empty head, so that it is refused at once."""
         number = super().read_from_fd(buf)
-        if not number or buf[0] != _TLS_BEGINS:
+        if self._begun or not number:
             return number
-        buf[:2] = b"\n\n"
-        return 2
+        self._begun = True
+        if buf[0] == _TLS_BEGINS:
+            buf[:2], number = b"\n\n", 2
+        return number
 
     def write(self, data: bytes | memoryview) -> Future[None]:
         # A status line alone is Tornado's own; an answer of ours has headers.
@@ -213,7 +218,7 @@ class _Stream(IOStream):
                 if too_long:
                     self.socket.send(self._refusal(*_HEAD_TOO_LONG))
                 self.socket.shutdown(socket.SHUT_WR)
-                # Closed with something unread, the kernel resets it and the answer may be lost.
+                # Read the rest: closing with unread input sends a RST, which may lose the answer.
                 for _ in range(16):
                     self.socket.recv(65536)
         super().close_fd()
@@ -241,16 +246,14 @@ def raise_file_limit(connections: int) -> int:
     wanted = connections * 4 // 3 + 1
     files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+        with suppress(ValueError, OSError):  # macOS has a limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
     return files * 3 // 4
 
 
 def forbid_core_dumps() -> None:
-    """Has the kernel keep none of this process, and no child's: the ticket would be in it.
-
-    By a limit of one byte, which no file fits in, and which alone keeps the kernel from piping
-    the core to a program, too, where core_pattern says so: of a limit of 0 it takes no notice.
-    """
+    """Forbids core dumps, which would have the ticket in them. The limit is 1 byte: with 0 the
+    kernel still pipes a core to the program in core_pattern."""
     if sys.platform == "win32":
         return
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
