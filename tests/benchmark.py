@@ -1,401 +1,366 @@
-"""How fast, shown beside what else one could run. Needs wrk (or hey); starts everything itself.
+"""What a request costs and how late answers come, beside what else one could run.
 
-    python tests/benchmark.py [--rounds 5] [--seconds 10] [--peers] [--readme] [--plot [FILE.png]]
-    python tests/benchmark.py --scale [--rounds 3] [--seconds 3] [--plot [FILE.png]]
+    python tests/benchmark.py [--peers] [--blocks 15] [--seconds 5] [--plot FILE.png]
 
---peers: also what one would pick instead, from npm (node is needed) and from PyPI.
---readme: with the peers; the table goes into the two manuals.
---scale: how the cost grows with the instances and with the connections (scale.py).
-
-In each round the contenders run side by side, idle but for one, and take turns second by second,
-in an order that changes: a machine's own ups and downs are longer than that, or many. The rest of
-a round is measured of each apart. The table has medians with the lowest and the highest. With two
-cores or more, the server under test has one to itself. wrk counts a request that took long for
-those, too, that would have been sent meanwhile.
+CPU is what the kernel counts for all threads of a process (/proc/PID/task/*/schedstat) over a fixed
+number of requests on one connection. The contenders take turns block by block, in random order; the
+table has medians with the quartiles, and medians of the ratios within a turn. That stays the same
+on a busy machine, where requests a second do not. Latency is counted from the moment when a request
+was due, at a fixed rate. `--peers` brings what one would pick instead, from npm (needs node) and
+from PyPI.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import platform
 import random
+import re
+import selectors
+import shutil
+import signal
 import socket
+import statistics
+import subprocess
 import sys
-import textwrap
-import threading
+import tempfile
 import time
-from dataclasses import dataclass
+import venv
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import tornado
-from contenders import (
-    CONNECTIONS,
-    CORES,
-    EXPIRE,
-    LIFE,
-    PACKAGES,
-    PEERS,
-    TARGET,
-    WHEELS,
-    Missing,
-    Running,
-    Surroundings,
-    install_npm,
-    install_venv,
-    require_wrk,
-    surroundings,
-)
-from figures import Figures, markdown, ratio, replace_block, say, times
-from harness import PATIENCE, ROOT, Fault, eventually
-from scale import Scale
+from harness import ROOT, Fault, RedisServer, Sandbox, eventually, fetch, free_port, write_ini
 
-CALLERS = 1000
-WECHAT_TAKES = 0.3
+TARGET = f"/getApi?url={quote('https://h5.example.com/page?a=1&b=2', safe='')}"
+PHONE = {
+    "X-Forwarded-For": "203.0.113.7",
+    "X-Real-IP": "203.0.113.7",
+    "X-Forwarded-Proto": "https",
+    "User-Agent": "Mozilla/5.0 (Linux; Android 14; V2254A Build/UP1A.231005.007; wv) AppleWebKit/"
+    "537.36 (KHTML, like Gecko) Version/4.0 Chrome/130.0.6723.103 Mobile Safari/537.36 XWEB/1300473"
+    " MMWEBSDK/20241103 MMWEBID/1234 MicroMessenger/8.0.56.2800(0x28003856) WeChat/arm64 Weixin "
+    "NetType/WIFI Language/zh_CN ABI/arm64",
+    "Accept": "*/*",
+    "Origin": "https://h5.example.com",
+    "X-Requested-With": "com.tencent.mm",
+    "Sec-Fetch-Site": "same-site",
+    "Sec-Fetch-Mode": "cors",
+    "Sec-Fetch-Dest": "empty",
+    "Referer": "https://h5.example.com/",
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Accept-Language": "zh-CN,zh;q=0.9,en-US;q=0.8,en;q=0.7",
+    "sec-ch-ua-mobile": "?1",
+}
+"""What an Android webview sends by way of a proxy, beside Host."""
+HEADS = {"one header": {}, "a phone's fifteen": PHONE}
+REQUESTS = 1000
+"""In a block."""
+CONNECTIONS, RATES, SLOW = 32, (500, 3000), 0.3
+EXPIRE = 2
+"""Seconds that a ticket lives while it expires under load; WeChat takes SLOW seconds for a call."""
+FOLDER = Path(__file__).with_name("peers")
+NPM, VENV = Path(__file__).with_name(".npm"), ROOT / ".venv-peers"
+NODE = {"wechat-jssdk": "5.1.0", "co-wechat-api": "3.11.0"}
+EXPRESS = {"4": "4.22.3", "5": "5.3.0"}
+WHEELS = ("Flask==3.1.3", "wechatpy==1.8.18", "gunicorn==27.0.1", "cryptography==50.0.2")
 CONTENDERS = {
     "ours": "this server",
-    "memory": "this server, no Redis",
-    "bare": "bare handler",
-    "naive": "naive handler",
+    "bare": "Tornado, a constant",
+    "naive": "Tornado, the plain way",
 }
-ROWS = ("steady rps", "steady p99", "expiring p99")
-"""The manuals'."""
+PEERS = {
+    "express_wechat_jssdk 4": "express 4 + wechat-jssdk",
+    "express_wechat_jssdk 5": "express 5 + wechat-jssdk",
+    "express_co_wechat_api 5": "express 5 + co-wechat-api",
+    "flask_wechatpy": "Flask + wechatpy",
+}
+GRANTS = {"express_co_wechat_api 5": EXPIRE + 10, "flask_wechatpy": EXPIRE}
+"""The `expires_in` that makes a ticket live for EXPIRE seconds, where nothing else decides."""
 
 
-@dataclass(frozen=True)
-class Words:
-    """A manual's, around the figures."""
+class WeChat(Sandbox):
+    """The stand-in, which may grant less than it keeps, and keeps what was granted before."""
 
-    labels: dict[str, str]
-    rows: tuple[str, str, str]
-    to: str
-    how: str
-    peers: str
-    throughput: str
-    expiring: str
-    failed: str
-    between: str
-    stop: str
+    grants = 0
 
-    def listed(self, figures: dict[str, str]) -> str:
-        return self.between.join(f"{label} {figure}" for label, figure in figures.items())
+    def _getticket(self, access_token: str | None) -> dict[str, Any]:
+        if access_token in self.issued and self._token is not None:
+            access_token = self._token.value
+        return super()._getticket(access_token)
 
-    def paragraph(self, sentences: list[str]) -> str:
-        """In lines, where the language has words to wrap."""
-        if self.stop == "。":
-            return "\n".join(sentences)
-        return textwrap.fill(
-            " ".join(sentences), 100, break_on_hyphens=False, break_long_words=False
+    def respond(self, endpoint: str, method: str, parameters: dict[str, Any]) -> tuple[int, bytes]:
+        status, body = super().respond(endpoint, method, parameters)
+        answer = json.loads(body)
+        if self.grants and "expires_in" in answer:
+            answer["expires_in"] = self.grants
+        return status, json.dumps(answer).encode()
+
+
+class Contender:
+    """A process that answers /getApi."""
+
+    def __init__(self, name: str, bench: Bench, expire: int = 7100) -> None:
+        self.port = free_port()
+        bench.wechat.grants = GRANTS.get(name, 0) if expire == EXPIRE else 0
+        express = NPM / f"express{name[-1]}" / "node_modules"
+        environ = {
+            "PORT": str(self.port),
+            "API": bench.wechat.url,
+            "APPID": bench.wechat.appid,
+            "SECRET": bench.wechat.secret,
+            "REDIS_PORT": str(bench.redis.port),
+            "EXPIRE": str(expire),
+            "NODE_PATH": str(express),
+            "NODE_ENV": "production",
+        }
+        command, quiet = self._command(name, bench, expire), subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, **environ},
+            stdout=quiet,
+            stderr=quiet,
+            start_new_session=True,
         )
+        bench.running.append(self)
+        url = f"http://127.0.0.1:{self.port}{TARGET}"
+        eventually(f"{name} answers", lambda: answers(url))
+
+    def _command(self, name: str, bench: Bench, expire: int) -> list[str]:
+        kind = name.split()[0]
+        if kind in ("bare", "naive"):
+            return [sys.executable, str(FOLDER / f"tornado_{kind}.py")]
+        if kind.startswith("express"):
+            return ["node", str(FOLDER / f"{kind}.js")]
+        if kind.startswith("flask"):
+            worker = ["--workers", "1", "--threads", "8", "--chdir", str(FOLDER)]
+            bound = ["--bind", f"127.0.0.1:{self.port}", f"{kind}:app"]
+            return [str(VENV / "bin" / "gunicorn"), *worker, *bound]
+        lines = [*bench.redis.ini, f"expire = {expire}", f"recheck = {600 if expire > 600 else 0}"]
+        lines += ["[jssdk]", "page_hosts = h5.example.com"]
+        ini = write_ini(bench.folder / f"{self.port}.ini", bench.wechat, *lines)
+        listen = ["--address", "127.0.0.1", "--port", str(self.port)]
+        return [sys.executable, str(ROOT / "server.py"), "--config", str(ini), *listen]
+
+    def ps(self, what: str) -> list[int]:
+        told = subprocess.check_output(["ps", "-o", f"{what}=", "-g", str(self.process.pid)])  # noqa: S607
+        return list(map(int, told.split()))
+
+    def cpu(self) -> float:
+        """Microseconds of CPU so far, of all its processes and threads."""
+        tasks = (one for pid in self.ps("pid") for one in Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1000
+
+    def cost(self, headers: dict[str, str]) -> float:
+        """Microseconds of CPU that a request costs it."""
+        request = request_with(headers)
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            before = self.cpu()
+            for _ in range(REQUESTS):
+                connection.sendall(request)
+                answer = connection.recv(65536)
+                while not is_whole(answer):
+                    answer += connection.recv(65536)
+            return (self.cpu() - before) / REQUESTS
+
+    def latencies(self, rate: int, seconds: float) -> list[float]:
+        """Milliseconds from when each request was due; of those without an answer, infinite."""
+        began, number, request = time.monotonic(), int(rate * seconds), request_with({})
+        sockets = [socket.create_connection(("127.0.0.1", self.port)) for _ in range(CONNECTIONS)]
+        idle, due, took, sent = deque(sockets), dict[socket.socket, float](), list[float](), 0
+        with selectors.DefaultSelector() as ready:
+            for one in sockets:
+                ready.register(one, selectors.EVENT_READ)
+            while len(took) < number and time.monotonic() < began + seconds + 5:
+                while idle and sent < number and began + sent / rate <= time.monotonic():
+                    due[idle[0]] = began + sent / rate
+                    idle.popleft().sendall(request)
+                    sent += 1
+                for key, _ in ready.select(0.0005):
+                    answering: Any = key.fileobj
+                    answer, since = answering.recv(65536), due.pop(answering, began)
+                    good = answer.startswith(b"HTTP/1.1 200")
+                    took.append(1000 * (time.monotonic() - since) if good else math.inf)
+                    idle.append(answering) if answer else ready.unregister(answering)
+        for one in sockets:
+            one.close()
+        return took + [math.inf] * (number - len(took))
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
-ENGLISH = Words(
-    labels={},
-    rows=("requests per second", "p99, ms", f"p99, ms, while tickets expire every {EXPIRE} s"),
-    to=" to ",
-    how=(
-        "Each contender is one process, warmed up. They take turns on the same core, a second each "
-        "at {connections} connections; rounds, each with new processes: {rounds}, turns in a "
-        "round: {seconds}; the median, with the lowest and the highest. *Bare* is a Tornado "
-        "handler that writes a constant; *naive* does a blocking Redis GET for each request and "
-        "fetches in the handler. WeChat takes {takes} s for a call while tickets expire."
-    ),
-    peers="The others keep their ticket in memory.",
-    throughput="This server's requests per second as a multiple of others', turn by turn: {}.",
-    expiring="Its p99 while tickets expire is {} times what it is otherwise ({}).",
-    failed="Failed requests: {}.",
-    between=", ",
-    stop=".",
-)
-CHINESE = Words(
-    labels={"ours": "本服务", "bare": "空的 Tornado 处理器", "naive": "朴素写法"},
-    rows=("每秒请求数", "p99，毫秒", f"每 {EXPIRE} 秒 ticket 过期一次时的 p99，毫秒"),
-    to=" 至 ",
-    how=(
-        "每个对象一个进程，先预热，再在同一个核上轮流运行，每次一秒，{connections} 个连接；"
-        "共 {rounds} 轮，每轮换新进程，各运行 {seconds} 次；列出中位数，括号内为最低与最高。\n"
-        "“空的”处理器只输出一个常量；“朴素写法”每次请求都阻塞地读一次 Redis，"
-        "并在处理器里向微信获取。ticket 过期时，微信的每次应答耗时 {takes} 秒。"
-    ),
-    peers="其余各项把 ticket 保存在内存中。",
-    throughput="逐次相比，本服务的每秒请求数是其他各项的倍数：{}。",
-    expiring="ticket 过期时，本服务的 p99 是平时的 {} 倍（{}）。",
-    failed="失败的请求：{}。",
-    between="，",
-    stop="。",
-)
-WORDS = {"README.md": ENGLISH, ".github/README.zh-CN.md": CHINESE}
+class Bench:
+    """A Redis, a stand-in for WeChat, and what runs on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.redis, self.wechat = folder, RedisServer(), WeChat()
+        self.wechat.start()
+        self.running: list[Contender] = []
+
+    def costs(self, names: Iterable[str], blocks: int) -> dict[str, dict[str, list[float]]]:
+        """By kind of request and contender, the microseconds in each block."""
+        contenders = {name: Contender(name, self) for name in names}
+        seen: dict[str, dict[str, list[float]]] = {head: {} for head in HEADS}
+        for head, headers in HEADS.items():
+            for place in range(blocks + 2):  # the first two warm up
+                for name in random.sample(list(contenders), len(contenders)):
+                    cost = contenders[name].cost(headers)
+                    if place > 1:
+                        seen[head].setdefault(name, []).append(cost)
+        seen["resident, MB"] = {n: [sum(c.ps("rss")) / 1024] for n, c in contenders.items()}
+        self.end()
+        return seen
+
+    def late(self, name: str, seconds: float) -> dict[str, float]:
+        """The p99 in milliseconds by what happens meanwhile."""
+        steady = Contender(name, self)
+        p99 = {f"{rate} a second": percentile(steady.latencies(rate, seconds)) for rate in RATES}
+        if name == "bare":
+            return p99
+        calls = ("token", "getticket")
+        self.wechat.faults = dict.fromkeys(calls, Fault(delay=SLOW))
+        self.redis.run("FLUSHALL")
+        expiring = Contender(name, self, EXPIRE)
+        p99["tickets expire"] = percentile(expiring.latencies(RATES[0], 2 * seconds))
+        self.wechat.faults = dict.fromkeys(calls, Fault(delay=60))
+        p99["WeChat hangs"] = percentile(expiring.latencies(RATES[0], 2 * seconds))
+        self.redis.kill()
+        p99["Redis is down, too"] = percentile(expiring.latencies(RATES[0], seconds))
+        self.redis.start()
+        self.wechat.faults = {}
+        return p99
+
+    def end(self) -> None:
+        for one in self.running:
+            one.end()
+        self.running.clear()
 
 
-class Benchmark:
-    """The contenders, and what was measured of them."""
-
-    def __init__(self, around: Surroundings, names: dict[str, str], versions: str) -> None:
-        self.around = around
-        self.contenders = {name: Figures(name, label) for name, label in names.items()}
-        self.versions = versions
-
-    def run(self, rounds: int, seconds: int) -> None:
-        for name in self.contenders:
-            if name != "bare":
-                self.around.assert_signs(name)
-        for number in range(rounds):
-            say(f"round {number + 1}: all in turn")
-            self.steady(seconds)
-            for name, contender in self.contenders.items():
-                if name != "bare":
-                    say(f"round {number + 1}: {contender.label}, expiring and cold")
-                    self.expiring(contender)
-
-    def steady(self, seconds: int) -> None:
-        """All with a ticket that lives; one at a time is asked."""
-        around = self.around
-        around.wechat.faults = {}
-        around.forget()
-        running: dict[str, Running] = {}
-        for name, contender in self.contenders.items():
-            began = time.monotonic()
-            running[name] = around.start(name)
-            running[name].first_answer()
-            contender.note("start, s", time.monotonic() - began)
-            around.warm_up(running[name])
-        for _ in range(seconds):
-            for name in random.sample(list(running), len(running)):
-                for what, figure in around.measure(running[name], seconds=1).items():
-                    self.contenders[name].note(f"steady {what}", figure)
-        for name, contender in self.contenders.items():
-            contender.note("resident, MB", running[name].resident())
-            running[name].end()
-
-    def expiring(self, contender: Figures) -> None:
-        """One, while its ticket expires again and again; and its start under load."""
-        around, name = self.around, contender.name
-        around.wechat.faults = dict.fromkeys(("token", "getticket"), Fault(delay=WECHAT_TAKES))
-        running = around.run(name, EXPIRE)
-        running.first_answer()
-        around.warm_up(running)
-        for what, figure in around.measure(running, seconds=2 * EXPIRE).items():
-            contender.note(f"expiring {what}", figure)
-        running.end()
-
-        running = around.run(name)
-        took, failed = self.cold_start(running)
-        contender.note("cold start of the two calls", took / (2 * WECHAT_TAKES))
-        contender.note("cold start calls", around.wechat.calls.total())
-        contender.note("cold start failed", failed)
-        running.end()
-
-        if name in ("ours", "naive"):
-            contender.note("eight instances, calls", self.eight_instances(name))
-
-    def cold_start(self, running: Running) -> tuple[float, int]:
-        """Seconds from the first call to WeChat until 1,000 callers have their answer, and how
-        many it was not 200 for."""
-        began: list[float] = []
-
-        def watch() -> None:
-            eventually("WeChat is called", self.around.wechat.calls.total)
-            began.append(time.monotonic())
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        eventually("the contender listens", running.listens)
-        callers = []
-        request = f"GET {TARGET} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
-        for _ in range(CALLERS):
-            callers.append(socket.create_connection(("127.0.0.1", running.port), PATIENCE))
-            callers[-1].sendall(request)
-        failed = 0
-        for caller in callers:
-            failed += b" 200 " not in caller.recv(65536)
-            caller.close()  # some wait for that before they take the next one
-        ended = time.monotonic()
-        watching.join()
-        return ended - began[0], failed
-
-    def eight_instances(self, name: str) -> int:
-        """Calls to WeChat that eight instances make between them, each hit at once."""
-        self.around.forget()
-        instances = [self.around.start(name, LIFE) for _ in range(8)]
-        threads = [threading.Thread(target=instance.first_answer) for instance in instances]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for instance in instances:
-            instance.end()
-        return self.around.wechat.calls.total()
-
-    # What is shown.
-
-    def readme(self, rounds: int, seconds: int, words: Words = ENGLISH) -> str:
-        """The manual's paragraph, table and ratios, all from the same rounds."""
-        shown = [figures for name, figures in self.contenders.items() if name != "memory"]
-        labels = {figures.name: words.labels.get(figures.name, figures.label) for figures in shown}
-        ours, *others = shown
-        rows = [["", *labels.values()]]
-        rows += [
-            [row, *(f.cell(what).replace(" to ", words.to) or "–" for f in shown)]
-            for row, what in zip(words.rows, ROWS, strict=True)
-        ]
-        throughput = {labels[f.name]: times(ratio(ours, "steady rps", f)) for f in others}
-        expiring = {
-            labels[f.name]: times(f.median("expiring p99") / f.median("steady p99"))
-            for f in shown
-            if "expiring p99" in f.seen
-        }
-        own = expiring.pop(labels["ours"])
-        failed = {
-            labels[f.name]: sum(f.seen["steady failed"] + f.seen.get("expiring failed", []))
-            for f in shown
-        }
-        sentences = [
-            words.throughput.format(words.listed(throughput)),
-            words.expiring.format(own, words.listed(expiring)),
-        ]
-        if any(failed.values()):
-            failures = {label: f"{count:,.0f}" for label, count in failed.items() if count}
-            sentences.append(words.failed.format(words.listed(failures)))
-        how = [
-            words.how.format(
-                rounds=rounds, seconds=seconds, connections=CONNECTIONS, takes=WECHAT_TAKES
-            ),
-            *([words.peers] if shown[-1].name in PEERS else []),
-            f"{self.versions}{words.stop}",
-        ]
-        return "\n\n".join([words.paragraph(how), markdown(rows), words.paragraph(sentences)])
-
-    def table(self) -> str:
-        """Markdown: a row for each measurement, a column for each contender."""
-        shown = self.contenders.values()
-        rows = [["", *(figures.label for figures in shown)]]
-        rows += [[what, *(f.cell(what) for f in shown)] for what in self.contenders["ours"].seen]
-        return markdown(rows)
-
-    def ratios(self) -> str:
-        """What the goals are about."""
-        bare, ours, memory, naive = (
-            self.contenders[name] for name in ("bare", "ours", "memory", "naive")
-        )
-        lines = {
-            "throughput, this server / bare (goal: 0.95 or more)": ratio(ours, "steady rps", bare),
-            "throughput, this server / naive (goal: 2.8 or more)": ratio(ours, "steady rps", naive),
-            "throughput, bare / naive": ratio(bare, "steady rps", naive),
-            "throughput, this server without Redis / with it": ratio(memory, "steady rps", ours),
-            "p99 through expiries / steady, this server (goal: 1.2 or less)": (
-                ours.median("expiring p99") / ours.median("steady p99")
-            ),
-            "p99 through expiries / steady, naive": (
-                naive.median("expiring p99") / naive.median("steady p99")
-            ),
-            "cold start of 1,000 / the two calls' own time (goal: 1.2 or less)": ours.median(
-                "cold start of the two calls"
-            ),
-            "resident MB, this server (goal: 44 or less)": ours.median("resident, MB"),
-        }
-        for figures in self.contenders.values():
-            if figures.name in PEERS:
-                what = f"this server / {figures.label}"
-                lines[f"throughput, {what}"] = ratio(ours, "steady rps", figures)
-                lines[f"CPU for a request, {what}"] = ratio(
-                    ours, "steady cpu, s for 1,000", figures
-                )
-        return "\n".join(f"{value:6.2f}  {name}" for name, value in lines.items())
-
-    def plot(self, path: Path) -> None:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-        shown = list(self.contenders.values())
-        labels = [figures.label for figures in shown]
-        axes[0].barh(labels, [f.median("steady rps") for f in shown], color="#07a150")
-        axes[0].set_title("requests per second, one core")
-        for what, colour in (("steady p99", "#9ca3af"), ("expiring p99", "#d9363e")):
-            values = [f.median(what) for f in shown]
-            height, shift = 0.38, -0.2 if what.startswith("steady") else 0.2
-            places = [place + shift for place in range(len(labels))]
-            axes[1].barh(places, values, height, color=colour, label=what.replace("p99", ""))
-        axes[1].set_yticks(range(len(labels)), [""] * len(labels))
-        axes[1].set_xscale("log")
-        axes[1].set_xlim(left=1)
-        axes[1].set_title("p99, ms (log)")
-        axes[1].legend()
-        for axis in axes:
-            axis.invert_yaxis()
-        figure.savefig(path, dpi=110)
+def answers(url: str) -> bool:
+    try:
+        return fetch(url)[0] == 200
+    except ValueError:  # the constant is no JSON
+        return True
+    except OSError:
+        return False
 
 
-def peers() -> tuple[dict[str, str], list[str], list[str]]:
-    """Those that run here, with their versions, and why others don't."""
-    there: dict[str, str] = {}
-    versions: list[str] = []
-    missing: list[str] = []
-    for runtime, install, packages, kind in (
-        ("Node", install_npm, PACKAGES, "express"),
-        ("", install_venv, WHEELS, "flask"),
-    ):
-        labels = {name: label for name, label in PEERS.items() if name.startswith(kind)}
-        try:
-            version = install()
-        except Missing as why:
-            missing.append(f"without {' and without '.join(labels.values())}: {why}")
-            continue
-        there |= labels
-        versions += [f"{runtime} {version}"] if runtime else []
-        versions += [f"{package} {pin}" for package, pin in packages.items()]
-    return there, versions, missing
+def request_with(headers: dict[str, str]) -> bytes:
+    lines = [f"GET {TARGET} HTTP/1.1", "Host: a", *(f"{n}: {v}" for n, v in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, help="5, with --scale 3")
-    text = "of load on each contender in a round (10); with --scale for each measurement (3)"
-    parser.add_argument("--seconds", type=int, help=text)
+def is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    return bool(end and length and len(body) >= int(length[1]))
+
+
+def percentile(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * len(values))]
+
+
+def install_peers() -> None:
+    """Gets what the peers need into folders that are no part of the project."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        raise SystemExit("the peers need node and npm: apt-get install nodejs npm")
+    for major, version in EXPRESS.items():
+        folder = NPM / f"express{major}"
+        wanted = [f"{name}@{pin}" for name, pin in {"express": version, **NODE}.items()]
+        if not (folder / "node_modules").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            quiet = ("--ignore-scripts", "--no-audit", "--no-fund", "--silent")
+            subprocess.run([npm, "install", "--prefix", str(folder), *quiet, *wanted], check=True)
+    if not (VENV / "bin" / "gunicorn").exists():
+        venv.create(VENV, with_pip=True)
+        subprocess.run([str(VENV / "bin" / "pip"), "install", "-q", *WHEELS], check=True)
+
+
+def table(rows: dict[str, dict[str, str]], names: dict[str, str]) -> str:
+    lines = [["", *names.values()], ["---"] * (len(names) + 1)]
+    lines += [[row, *(cells.get(name, "–") for name in names)] for row, cells in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.0f}"
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+
+
+def plot(path: Path, late: dict[str, dict[str, float]], names: dict[str, str]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(10, 4), layout="constrained")
+    kinds = list(late["ours"])
+    for place, kind in enumerate(kinds):
+        shown = [min(late[name].get(kind, 0.0), 10_000) for name in names]
+        axis.barh([n + 0.15 * place for n in range(len(names))], shown, 0.15, label=kind)
+    axis.set_yticks([n + 0.3 for n in range(len(names))], list(names.values()))
+    axis.set_xscale("log")
+    axis.set_title("p99, ms; to the edge: some got no answer")
+    axis.invert_yaxis()
+    axis.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--peers", action="store_true", help="also what one would pick instead")
-    parser.add_argument(
-        "--readme", action="store_true", help="writes the manuals' table, with peers"
+    parser.add_argument("--blocks", type=int, default=15, help="of 1,000 requests for each")
+    parser.add_argument("--seconds", type=float, default=5, help="of load for each latency")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draws the latencies")
+    args = parser.parse_args()
+    names = CONTENDERS | (PEERS if args.peers else {})
+    if args.peers:
+        install_peers()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        try:
+            seen = bench.costs(names, args.blocks)
+            late = {}
+            for name in names:
+                late[name] = bench.late(name, args.seconds)
+                bench.end()
+        finally:
+            bench.end()
+            bench.wechat.stop()
+            bench.redis.stop()
+    rows = {what: {n: cell(v) for n, v in by.items()} for what, by in seen.items()}
+    for head in HEADS:
+        for name, costs in seen[head].items():
+            ratios = [ours / other for ours, other in zip(seen[head]["ours"], costs, strict=True)]
+            row = rows.setdefault(f"{head}: this server's CPU for each of its", {})
+            row[name] = f"{statistics.median(ratios):.2f}"
+    for kind in late["ours"]:
+        told = {name: p99[kind] for name, p99 in late.items() if kind in p99}
+        rows[f"p99, ms: {kind}"] = {
+            name: f"{p99:.1f}" if p99 < math.inf else "no answer" for name, p99 in told.items()
+        }
+    print(
+        f"Python {platform.python_version()}, load average {load:.1f} to {os.getloadavg()[0]:.1f}"
     )
-    parser.add_argument("--scale", action="store_true", help="more instances, more connections")
-    parser.add_argument("--plot", type=Path, nargs="?", const=Path(), help="in .github, or FILE")
-    given = parser.parse_args()
-    rounds = given.rounds or (3 if given.scale else 5)
-    seconds = given.seconds or (3 if given.scale else 10)
-    require_wrk(or_hey=not given.scale)
-    names, missing = dict(CONTENDERS), list[str]()
-    versions = [f"Python {platform.python_version()}", f"Tornado {tornado.version}"]
-    if given.peers or given.readme:
-        there, theirs, missing = peers()
-        names, versions = names | there, versions + theirs
-        for why in missing:
-            say(why)
-        if missing and (given.readme or not there):
-            print("README's table needs all peers" if there else "no peer", file=sys.stderr)
-            return 2
-    versions.append(f"{len(CORES) or os.cpu_count()} cores")
-    with surroundings() as around:
-        measured = Scale(around) if given.scale else Benchmark(around, names, ", ".join(versions))
-        measured.run(rounds, seconds)
-    print(measured.readme(rounds, seconds))
-    if isinstance(measured, Benchmark):
-        print(f"\n{measured.table()}\n\n{measured.ratios()}")
-    else:
-        print("\n" + ", ".join(versions))
-    for why in missing:
-        print(why)
-    if given.readme and isinstance(measured, Benchmark):
-        for name, words in WORDS.items():
-            text = measured.readme(rounds, seconds, words)
-            replace_block(ROOT / name, "benchmark", text)
-    if given.plot is not None:
-        name = "scale.png" if given.scale else "benchmark.png"
-        measured.plot(given.plot if given.plot.name else ROOT / ".github" / name)
-    return 0
+    print("CPU of a request in microseconds, median (quartiles)\n")
+    print(table(rows, names))
+    if args.plot:
+        plot(args.plot, late, names)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

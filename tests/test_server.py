@@ -458,11 +458,19 @@ def test_the_sandbox_lets_pages_of_any_origin_read_its_answers() -> None:
     assert "WARNING" not in sandboxed.output
 
 
-def test_four_instances_hit_cold_make_one_call_of_each_kind(
+def test_eight_instances_that_a_thousand_callers_hit_cold_make_one_call_of_each_kind(
     start: Start, wechat: Sandbox, redis_server: RedisServer
 ) -> None:
     wechat.faults["token"] = wechat.faults["getticket"] = Fault(delay=0.1)
-    instances = [start(*redis_server.ini) for _ in range(4)]
+    instances = [start(*redis_server.ini) for _ in range(8)]
+    request = f"GET /getApi?url={PAGE} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
+    callers = [instance.connect() for instance in instances for _ in range(125)]
+    for caller in callers:
+        caller.sendall(request)
+    for caller in callers:
+        answer = b"".join(iter(lambda caller=caller: caller.recv(65536), b""))  # type: ignore[misc]
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        caller.close()
     for instance in instances:
         assert_signs(instance, wechat)
     assert wechat.calls == {"token": 1, "getticket": 1}
