@@ -224,7 +224,9 @@ class BaseHandler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         if status_code == 405:
             self.set_header("Allow", METHODS)
-        self.refuse(status_code, {"error": self.usage if status_code == 405 else self._reason})
+        # Tornado raises 400 for a body that is not what its Content-Type says.
+        errors = {405: self.usage, 400: "send no body, and no Content-Type: it is not read here"}
+        self.refuse(status_code, {"error": errors.get(status_code, self._reason)})
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if not isinstance(value, HTTPError):  # the access log has those
@@ -380,9 +382,8 @@ async def serve(settings: Settings, cache: Cache, sockets: list[socket.socket]) 
         refreshing.cancel()
         application.stopping = True
         # Requests that wait for WeChat get a 503 before the end; then drain can close them.
-        await asyncio.gather(
-            process.drain(server, deadline=deadline), tickets.close(timeout=0.9 * limits.drain)
-        )
+        closing = tickets.close(timeout=0.75 * limits.drain)  # then it tells Redis
+        await asyncio.gather(process.drain(server, deadline=deadline), closing)
 
 
 async def refresh_regularly(tickets: JsapiTickets) -> None:
@@ -416,7 +417,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def port_number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError("is not a port: a number from 0 to 65535")
     return int(text)
 
@@ -492,7 +493,8 @@ def announce(settings: Settings, given: argparse.Namespace, sockets: list[socket
     if given.sandbox:
         from wechat_sign.sandbox import print_banner
 
-        print_banner(process.address_of(sockets[0]))
+        with suppress(OSError):  # its reader may be gone
+            print_banner(process.address_of(sockets[0]))
     else:
         for what, advice in risks(settings, given.config):
             log.warning("%s. What to do: %s", what, advice.both)

@@ -143,6 +143,7 @@ def test_a_referer_that_is_another_page_changes_nothing(sent: str, url: str) -> 
         "https://a/?b=%25E4%25B8%25AD&c=2",
         "https://a/%25E4?b=1&c=2",
         "https://a/?b=%5B1%5D&c=%25E4",
+        "https://a/?b=%25u5F20%25u4E09",  # of what JavaScript's escape() made
         quote("https://a/?b=%25E4%25B8%25AD&c=2", safe=""),
         quote("https://a/%25E4%25B8%25AD", safe=""),
         quote("https://a/?b=%5B1%5D&c=%25E4", safe=""),
@@ -383,6 +384,13 @@ def test_the_host_is_the_one_a_browser_would_go_to() -> None:
             with suppress(BadPageUrl, PageHostNotAllowed):
                 page_url(f"url={quote(url, safe='')}".encode(), (listed,))
                 assert listed == host, url
+
+
+def test_a_host_that_is_none_is_not_told_and_not_taken_for_one_that_is_missing() -> None:
+    for url in ("https://h5.example.com%3Ftoken%3DSECRET", "https://h5.example.com%2Fcb%3Fc%3DS x"):
+        with pytest.raises(BadPageUrl) as refused:
+            page_url(f"url={quote(url, safe='')}".encode(), LISTED)
+        assert "SECRET" not in str(refused.value)
 
 
 def test_the_host_of_an_origin() -> None:
@@ -635,6 +643,8 @@ def test_what_the_log_shows_of_a_url_is_printable_and_short_and_has_no_query() -
         "https%3A%2F%2Fh5.example.com%2Fa%3Fcode%3DSECRET&openid=SECRET",
         "https%253A%252F%252Fh5.example.com%252Fa%253Fcode%253DSECRET",
         "https://h5.example.com/a%2523code%253DSECRET",
+        "https://h5.example.com/a;jsessionid=SECRET",
+        "https://h5.example.com/a%25252525252525253Fcode=SECRET",
         "h5.example.com/a?code=SECRET",
     ],
 )

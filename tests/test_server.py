@@ -176,6 +176,12 @@ class TestGetApi(ServerCase):
             status, _ = self.refusal(f"/getApi?url={PAGE}", method)
             assert status == 405
 
+    def test_a_body_that_is_not_what_it_says_is_refused_with_a_sentence(self) -> None:
+        form = {"Content-Type": "multipart/form-data"}
+        error = "send no body, and no Content-Type: it is not read here"
+        for method in ("GET", "POST"):
+            assert self.refusal(f"/getApi?url={PAGE}", method, **form) == (400, error)
+
     def test_what_a_path_allows_is_what_it_says(self) -> None:
         allowed = "GET, HEAD, OPTIONS"
         for path in (f"/getApi?url={PAGE}", "/healthz", "/", "/wechat-sign.js"):
@@ -518,9 +524,9 @@ def test_a_wrong_ini_file_is_a_line_for_each_problem_and_status_2(
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("db=hunter2", "redis-py does not take an option after the ?, or its value"),
+        ("db=hunter2", "redis-py does not take it: check host, port and the options after a ?"),
         ("ssl_ca_certs=hunter2", "ssl_ca_certs: there is no such file"),
-        ("hunter2=x", "redis-py does not take an option after the ?, or its value"),
+        ("hunter2=x", "redis-py does not take it: check host, port and the options after a ?"),
     ],
 )
 def test_a_url_with_a_wrong_option_is_a_problem_like_others_and_its_value_is_not_shown(

@@ -488,7 +488,7 @@ NO_REDIS += ["redis://:s3%cr3t@h", "redis://:s3cr3t%@h", "unix://:s3%cr3t@/a"]
 def test_a_url_that_names_no_redis_is_refused_and_not_shown(tmp_path: Path, url: str) -> None:
     [problem] = problems(ACCOUNT + f"[redis]\nurl = {url}", tmp_path)
     assert problem.startswith("[redis] url: must be like redis://")
-    assert problem.endswith("in a password @ : / ? # % are written as %XX")
+    assert problem.endswith("in a password @ : / ? # % [ ] are written as %XX")
     assert "cr3t" not in problem
 
 

@@ -15,10 +15,10 @@ Send it escaped, by encodeURIComponent; raw works where it comes last in the que
 Angular, aiohttp, Spring, okhttp, Swift and lighttpd leave `:` and `/` bare. What they escape is an
 href, which is ASCII. A page that has `/%25E4` itself has to be sent escaped.
 
-Refused, because a step on the way changed it: a url that equals the Referer but for its escapes;
-one of which only the & or only the path was escaped. Refused unless the Referer equals it, because
-it is a mistake more often than a page's url: all that encodeURI can have escaped once more,
-`&amp;`, and raw with a cache buster at its end.
+Refused, because a step on the way changed it: a url that equals the Referer but for its escapes
+(on iOS it may be the url of entry); one of which only the & or only the path was escaped.
+Refused unless the Referer equals it, because it is a mistake more often than a page's url: all
+that encodeURI can have escaped once more, `&amp;`, and raw with a cache buster at its end.
 Brought into the browser's form, because that is exact: scheme and host in upper case, :443 on
 https and :80 on http, a host without a / behind it. Refused, because it was decoded or typed and
 more may be lost: non-ASCII, whitespace, `"<>`; `{}`, backslash, backtick and `/../` in a path;
@@ -65,15 +65,16 @@ _NOT_IN_PATH = re.compile(r"[{}\\`]")
 
 # Where :// is left bare, these are escaped of what an href has bare: # & + ; = ? [ \ ] ^ ` { | }
 # and the % of its own escapes. Any other escape is the href's own.
-_PROOF_OF_RAW = re.compile(r"%(?!2[36B]|25[0-9A-F]{2}|3[BDF]|5[B-E]|60|7[BCD])", re.IGNORECASE)
+_AGAIN = "25(?:[0-9A-F]{2}|u[0-9A-F]{4})"  # an escape escaped once more, also one of escape()
+_PROOF_OF_RAW = re.compile(rf"%(?!2[36B]|{_AGAIN}|3[BDF]|5[B-E]|60|7[BCD])", re.IGNORECASE)
 _BY_ANGULAR = re.compile(r"%2B|%25|%26(?:[^?&=%]|%25|%5[BD])+=", re.IGNORECASE)  # beside a bare =
 _ANOTHER_NAME = re.compile(r"%26(?:[^?&=%]|%25|%5[BD])+=", re.IGNORECASE)
 _NAME = re.compile(r"(?:[^%]|%25|%5[BD])+%3D", re.IGNORECASE)
 _NAME_AND_VALUE = re.compile(r"(?:[^%]|%25|%5[BD])+%3D(?!%3D|$)", re.IGNORECASE)
 _QUERY = re.compile(r"[?;]|%3B", re.IGNORECASE)
-_DOUBLE = re.compile(r"%25[0-9A-F]{2}", re.IGNORECASE)
+_DOUBLE = re.compile(rf"%{_AGAIN}", re.IGNORECASE)
 # What proves that not all was escaped by encodeURI.
-_NOT_BY_ENCODE_URI = re.compile(r"[][\\^`{|}]|%(?!25[0-9A-F]{2}|5[B-E]|60|7[BCD])", re.IGNORECASE)
+_NOT_BY_ENCODE_URI = re.compile(rf"[][\\^`{{|}}]|%(?!{_AGAIN}|5[B-E]|60|7[BCD])", re.IGNORECASE)
 _STAMP = re.compile(r"(_|_?(?:t|ts|time|timestamp|nocache))=([0-9]{10})(?:[0-9]{3})?")
 
 _PART = re.compile("%(?:25)*[0-9A-F]{2}|.", re.IGNORECASE)
@@ -147,11 +148,11 @@ def host_is_listed(host: str, page_hosts: Collection[str]) -> bool:
 
 def for_log(url: str) -> str:
     """Host and path of a url, or a path, however often it is escaped: printable and not too long.
-    A query may hold what is secret."""
+    A query or a parameter of a path may hold a secret."""
     plain = url[:1000].encode("latin-1", "replace").decode("utf-8", "replace")
     for _ in range(5):
         plain = unquote(plain)
-    place = re.split("[?#&]", plain, maxsplit=1)[0]
+    place = re.split("[?#&;=]|%(?=25)", plain, maxsplit=1)[0]
     authority, slash, path = (place.partition("://")[2] or place).partition("/")
     return printable(authority.rpartition("@")[2] + slash + path, 200)
 
@@ -275,7 +276,7 @@ def _in_browsers_form(url: str, page_hosts: Collection[str]) -> str:
     if authority is None:
         raise BadPageUrl("url names no host, or a user, which location.href never has")
     scheme, host, port = authority[1].lower(), authority[2].lower(), authority[3]
-    if page_hosts and not host_is_listed(host, page_hosts):
+    if page_hosts and re.fullmatch(_HOST, host) and not host_is_listed(host, page_hosts):
         raise PageHostNotAllowed(host)
     port = f":{port}" if port and port != ("443" if scheme == "https://" else "80") else ""
     path, mark, query = url[authority.end() :].partition("?")

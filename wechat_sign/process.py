@@ -6,7 +6,8 @@ outlives the process. With systemd's socket activation it does, and a restart lo
 
 What it relies on in Tornado that is not documented; tests in test_process.py hold it:
 
-- `HTTPServer.conn_params.header_timeout`: without it no timer is set for a request's head.
+- `HTTPServer.conn_params`: without a `header_timeout` no timer is set for a request's head, and
+  `no_keep_alive` counts from the next request on.
 - `IOStream.read_until_regex` is called for each request's head, and for nothing else.
 - A request that Tornado can't read is answered by `IOStream.write` with a status line alone.
 - `IOStream.close_fd` closes the socket; `error` is an UnsatisfiableReadError by then where a head
@@ -64,8 +65,8 @@ _HEAD_TOO_LONG: Final = (
 )
 _MALFORMED: Final = (
     "400 Bad Request",
-    "this is no HTTP/1.1 request with one Host header and a body of 32 KiB at most; "
-    "https ends at a proxy in front",
+    "this is no HTTP/1.1 request with one Host header, 1,000 parameters and a body of 32 KiB at "
+    "most; https ends at a proxy in front",
 )
 _HEAD_END: Final = rb"\n\r?\n"
 """Matches where Tornado's pattern ends. That one begins with what may be missing, so it takes
@@ -147,8 +148,9 @@ class BoundedServer(HTTPServer):
         self._all_busy_until = -math.inf
 
     def stop(self) -> None:
-        """Closes the listener."""
+        """Closes the listener. A connection ends after its next answer."""
         self._sweeping.stop()
+        self.conn_params.no_keep_alive = True
         super().stop()
 
     def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
@@ -172,7 +174,8 @@ class _Stream(IOStream):
     ) -> None:
         super().__init__(connection, **sizes)
         self._on_answer = on_answer
-        self._begun = self._answered = self._refused = False
+        self._begun = self._refused = False
+        self._answered = True  # it is about to read
         with suppress(OSError):  # some systems refuse it where the client is gone by now
             super().set_nodelay(True)
 
@@ -248,7 +251,7 @@ def raise_file_limit(connections: int) -> int:
     if soft != resource.RLIM_INFINITY and soft < files:
         with suppress(ValueError, OSError):  # macOS has a limit of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return files * 3 // 4
+    return max(1, min(files * 3 // 4, files - 16))
 
 
 def forbid_core_dumps() -> None:
@@ -324,7 +327,7 @@ def client_address(peer: str, forwarded: str, trusted_proxies: Collection[Networ
     what stands before the first one that is not trusted may be made up by the client.
     """
     client = _ip(peer)
-    for hop in reversed(forwarded.split(",")):
+    for hop in reversed(forwarded[-1000:].split(",")):
         trusted = client == _UNIX_SOCKET or any(client in network for network in trusted_proxies)
         if not trusted:
             break

@@ -45,7 +45,7 @@ def connect(settings: RedisSettings, timeout: float) -> Callable[[], Client]:
         return _of_kind(url.kind, url.service, nodes, given)
     except (TypeError, ValueError, AttributeError, redis.RedisError):
         # Its words may have a value in them, and that may be a secret.
-        problem = Text("redis-py does not take an option after the ?, or its value")
+        problem = Text("redis-py does not take it: check host, port and the options after a ?")
         raise ConfigError(problem.at("[redis] url")) from None
 
 

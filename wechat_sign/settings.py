@@ -127,7 +127,7 @@ def _redis_url(text: str) -> RedisUrl:
         Text(
             "must be like redis://:PASSWORD@127.0.0.1:6379/0, rediss://… (TLS), "
             "unix:///run/redis.sock, redis+sentinel://HOST:26379,HOST:26379/SERVICE or "
-            "redis+cluster://HOST:6379,HOST:6379; in a password @ : / ? # % are written as %XX"
+            "redis+cluster://HOST:6379,HOST:6379; in a password @ : / ? # % [ ] are written as %XX"
         )
     )
 
