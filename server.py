@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 from tornado.log import access_log
 from tornado.web import Application, HTTPError, RequestHandler
 
-from wechat_sign import process
+from wechat_sign import __version__, process
 from wechat_sign.cache import Cache
 from wechat_sign.check import Finding, print_check, print_findings, risks
 from wechat_sign.credentials import WeChat
@@ -373,7 +373,8 @@ async def serve(settings: Settings, cache: Cache, sockets: list[socket.socket]) 
         here = " and ".join(map(process.address_of, sockets))
         where = f"Redis {settings.redis.place}" if settings.redis.is_set else "this process only"
         appid = settings.wechat.appid
-        log.info("listening on %s for appid %s, credentials in %s", here, appid, where)
+        text = "version %s, listening on %s for appid %s, credentials in %s"
+        log.info(text, __version__, here, appid, where)
         server.add_sockets(sockets)
         refreshing = asyncio.create_task(refresh_regularly(tickets))
         await stop.wait()
@@ -412,6 +413,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="check every step from the settings to a signature, say what to do, and exit",
     )
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--verbose", action="store_true", help="log every request, and details")
     return parser.parse_args(arguments)
 

@@ -32,6 +32,7 @@ from harness import (
 )
 
 import server
+from wechat_sign import __version__
 from wechat_sign.check import risks
 from wechat_sign.settings import Limits, load_settings
 
@@ -89,7 +90,8 @@ def test_all_well_is_a_line_for_each_step(check: Check, redis_server: RedisServe
         status, lines = check(*redis_server.ini)
         assert (status, names(lines)) == (0, ALL)
         assert lines[0] == (
-            f"ok    settings      {check.ini}: appid wxsandbox, token at {check.wechat.url}"
+            f"ok    settings      version {__version__}, {check.ini}: appid wxsandbox, "
+            f"token at {check.wechat.url}"
         )
         place = f"127.0.0.1:{redis_server.port}/0"
         assert re.fullmatch(
@@ -361,7 +363,7 @@ def test_the_sandbox_is_named_and_not_noted_about() -> None:
     assert checked.wait() == 0
     lines = checked.output.splitlines()
     assert names(lines) == ALL
-    assert lines[0].startswith("ok    settings      the sandbox: appid wxsandbox, token at http://")
+    assert f"version {__version__}, the sandbox: appid wxsandbox, token at http" in lines[0]
 
 
 # --- what is less safe than it could be -----------------------------------------------------------
@@ -464,6 +466,12 @@ def test_a_server_that_starts_logs_each_warning_on_a_line(wechat: Sandbox, tmp_p
     assert "What to do: list the hosts of your pages" in lines[0]
     assert "/ 请在 [jssdk] 的 page_hosts 中列出" in lines[0]
     assert f"every user of this host may read secret in {ini}" in lines[1]
+    assert f"version {__version__}, listening on" in said
+
+
+def test_the_version_alone() -> None:
+    asked = Server("--version")
+    assert (asked.wait(), asked.output) == (0, f"{__version__}\n")
 
 
 def test_the_sandbox_is_not_warned_about() -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from unicodedata import east_asian_width
 from urllib.parse import urlsplit
 
+from . import __version__
 from .cache import READING, Cache
 from .credentials import WeChat
 from .errors import NO_ADVICE, LockedElsewhere, LookHangs, SigningError, advice, redis_advice
@@ -200,7 +201,8 @@ def print_check(settings: Settings, cache: Cache, config: Path | None) -> int:
     logging.disable(logging.ERROR)  # the findings say it
     wechat = settings.wechat
     text = Text(
-        "{source}: appid {appid}, {token_api} at {api}",
+        "version {version}, {source}: appid {appid}, {token_api} at {api}",
+        version=__version__,
         source=config or Text("the sandbox"),
         appid=wechat.appid,
         token_api=wechat.token_api,
