@@ -526,6 +526,7 @@ def settings_for(
 ) -> Settings:
     """Settings for the sandbox; `more` goes to [wechat] and [redis] by the options' names."""
     account: dict[str, Any] = {"appid": wechat.appid, "secret": wechat.secret, "api": wechat.url}
+    account["token_api"] = "token"
     account |= {name: more.pop(name) for name in ("secret", "token_api", "timeout") if name in more}
     if redis_server is not None:
         more = {"host": "127.0.0.1", "port": redis_server.port, **more}
@@ -654,8 +655,10 @@ async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
 
 
 def write_ini(path: Path, wechat: Sandbox, *lines: str) -> Path:
-    """An INI file for the sandbox; further lines begin their own sections."""
+    """An INI file for the sandbox; further lines begin their own sections. `token` is the harder
+    case: each makes the others void."""
     head = ["[wechat]", f"appid = {wechat.appid}", f"secret = {wechat.secret}"]
+    head += [] if "token_api = stable_token" in lines else ["token_api = token"]
     path.write_text("\n".join([*head, f"api = {wechat.url}", *lines]) + "\n", encoding="utf-8")
     return path
 

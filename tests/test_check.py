@@ -363,7 +363,7 @@ def test_the_sandbox_is_named_and_not_noted_about() -> None:
     assert checked.wait() == 0
     lines = checked.output.splitlines()
     assert names(lines) == ALL
-    assert f"version {__version__}, the sandbox: appid wxsandbox, token at http" in lines[0]
+    assert f"version {__version__}, the sandbox: appid wxsandbox, stable_token at http" in lines[0]
 
 
 # --- what is less safe than it could be -----------------------------------------------------------

@@ -16,7 +16,8 @@ from wechat_sign.settings import WeChatSettings
 
 
 def client(wechat: Sandbox, **more: Any) -> WeChat:
-    account = {"appid": wechat.appid, "secret": wechat.secret, "api": wechat.url, **more}
+    account: dict[str, Any] = {"appid": wechat.appid, "secret": wechat.secret, "api": wechat.url}
+    account |= {"token_api": "token", **more}
     return WeChat(WeChatSettings(**account))
 
 

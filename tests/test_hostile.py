@@ -152,7 +152,8 @@ DRIPPED = {
 
 
 def client(url: str, timeout: float = TIMEOUT) -> WeChat:
-    return WeChat(WeChatSettings(appid="wx1", secret="s3cr3t", api=url, timeout=timeout))
+    account = {"appid": "wx1", "secret": "s3cr3t", "token_api": "token"}
+    return WeChat(WeChatSettings(**account, api=url, timeout=timeout))
 
 
 def ask(url: str, timeout: float = TIMEOUT) -> None:

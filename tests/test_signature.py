@@ -49,7 +49,7 @@ def test_wx_config_has_its_keys_in_order_and_no_others() -> None:
     assert list(answer) == ["debug", "appId", "timestamp", "nonceStr", "signature", "jsApiList"]
     assert answer["debug"] is True
     assert answer["appId"] == 'wx"1'
-    assert answer["jsApiList"] == ["updateAppMessageShareData", "updateTimelineShareData"]
+    assert answer["jsApiList"] == list(JssdkSettings().js_api_list)
     assert config(JssdkSettings(debug=False))["debug"] is False
 
 

@@ -186,7 +186,7 @@ class WeChatSettings:
     appid: str = option(parse=_appid)
     secret: str = option(environ="WECHAT_SECRET")
     api: str = option("https://api.weixin.qq.com", _api)
-    token_api: str = option("token", _token_api)
+    token_api: str = option("stable_token", _token_api)
     timeout: float = option(5.0, partial(_number, float, 0.1, 60))
 
 
@@ -236,7 +236,11 @@ class JssdkSettings:
 
     debug: bool = option(True, _boolean)
     js_api_list: tuple[str, ...] = option(
-        ("updateAppMessageShareData", "updateTimelineShareData"), partial(_list, _js_api)
+        (
+            *("updateAppMessageShareData", "updateTimelineShareData"),
+            *("onMenuShareAppMessage", "onMenuShareTimeline"),  # Android needs these, too
+        ),
+        partial(_list, _js_api),
     )
     open_tag_list: tuple[str, ...] = option((), partial(_list, _open_tag))
     page_hosts: tuple[str, ...] = option((), partial(_list, _page_host))
