@@ -145,6 +145,8 @@ class Contender:
             return [str(VENV / "bin" / "gunicorn"), *worker, *bound]
         lines = [*bench.redis.ini, f"expire = {expire}", f"recheck = {600 if expire > 600 else 0}"]
         lines += ["[jssdk]", "page_hosts = h5.example.com"]
+        # As many names as the others' answers have.
+        lines += ["js_api_list = updateAppMessageShareData, updateTimelineShareData"]
         ini = write_ini(bench.folder / f"{self.port}.ini", bench.wechat, *lines)
         listen = ["--address", "127.0.0.1", "--port", str(self.port)]
         return [sys.executable, str(ROOT / "server.py"), "--config", str(ini), *listen]

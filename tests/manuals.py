@@ -1,4 +1,4 @@
-"""The two manuals, and a reader who follows them command by command in a clean clone.
+"""The manuals, and a reader who follows them command by command in a clean clone.
 
     python tests/manuals.py
 
@@ -26,6 +26,12 @@ import requests
 from harness import PATIENCE, ROOT, Sandbox, eventually
 
 MANUALS = ("README.md", ".github/README.zh-CN.md")
+DEPLOYS = (".github/DEPLOY.md", ".github/DEPLOY.zh-CN.md")
+ENGLISH, CHINESE = (
+    "".join((ROOT / name).read_text(encoding="utf-8") for name in names)
+    for names in zip(MANUALS, DEPLOYS, strict=True)
+)
+"""README and DEPLOY, as they are read."""
 URL = "http://127.0.0.1:8060"
 ELSEWHERE = {
     "html": "test_script.py",
@@ -36,7 +42,7 @@ ELSEWHERE = {
 }
 """Which tests take a block for themselves."""
 MACHINE = "useradd() { echo $*; }; systemctl() { echo $*; }; chown() { [ -e $2 ]; }; "
-MACHINE += 'runuser() { shift 3; "$@"; }'
+MACHINE += 'userdel() { echo $*; }; runuser() { shift 3; "$@"; }'
 """What only a whole machine has, for a shell."""
 
 
@@ -108,6 +114,8 @@ class Reader:
 
     def _type(self, command: str) -> str:
         if command.startswith("curl"):
+            if self._server is None:
+                self.start(".venv/bin/python server.py")
             self._said = self.run(command)
         elif command.startswith("docker"):
             docker = shutil.which("docker")
@@ -119,8 +127,16 @@ class Reader:
             self.run(f"{command} -q tests/test_signature.py")
         elif "useradd" in command:
             self.stop()
+            self._set_up(command)
+        elif command.startswith("rm -rf"):
+            self._upgrade(command)
+        elif command.startswith("read"):
+            self._rotate(command)
+        elif "userdel" in command:
+            self.stop()
             self.run(command)
-            self._move_the_secret()
+            left = [path.name for path in self.machine.rglob("*") if path.is_file()]
+            assert all("@" in name for name in left), left
         elif command.startswith("cp"):
             self.run(command)
             self._fill_in()
@@ -145,9 +161,14 @@ class Reader:
             command = command.replace(there, here)
         return ["bash", "-euo", "pipefail", "-c", f"{MACHINE}; {command}"]
 
-    def run(self, command: str) -> str:
+    def run(self, command: str, typed: str = "") -> str:
         done = subprocess.run(
-            self._shell(command), cwd=self.clone, capture_output=True, text=True, check=False
+            self._shell(command),
+            cwd=self.clone,
+            capture_output=True,
+            text=True,
+            check=False,
+            input=typed,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout
@@ -201,14 +222,47 @@ class Reader:
             assert found == 1, option
         ini.write_text(text, encoding="utf-8")
 
-    def _move_the_secret(self) -> None:
-        ini = self.machine / "opt/wechat-sign/config.ini"
+    @property
+    def _own(self) -> dict[Path, bytes]:
+        """What is the operator's: INI and secret, and what they have in them."""
+        files = ("opt/wechat-sign/config.ini", "etc/wechat-sign/secret.env")
+        return {path: path.read_bytes() for path in (self.machine / name for name in files)}
+
+    def _set_up(self, command: str) -> None:
+        """Once; then INI and secret are changed; then once more, which leaves them alone."""
+        self.run(command)
+        ini, environ = self._own
         secret = f"secret = {self._wechat.secret}\n"
         text = ini.read_text(encoding="utf-8")
         assert secret in text
         ini.write_text(text.replace(secret, "secret =\n"), encoding="utf-8")
-        environ = self.machine / "etc/wechat-sign/secret.env"
         environ.write_text(f"WECHAT_SECRET={self._wechat.secret}\n", encoding="utf-8")
+        changed = self._own
+        self.run(command)
+        assert self._own == changed
+        assert environ.stat().st_mode & 0o777 == ini.stat().st_mode & 0o777 == 0o600
+
+    def _upgrade(self, command: str) -> None:
+        """To a checkout with another version, another INI, and a module less."""
+        changed, package = self._own, self.machine / "opt/wechat-sign/wechat_sign"
+        shutil.copy(self.clone / "config.example.ini", self.clone / "config.ini")
+        (self.clone / "wechat_sign/__init__.py").write_text('__version__ = "7.8.9"\n')
+        (package / "gone.py").touch()
+        assert "7.8.9" in self.run(command)
+        assert self._own == changed
+        assert not (package / "gone.py").exists()
+
+    def _rotate(self, command: str) -> None:
+        """The old secret is void; a wrong one is told; the new one is tried."""
+        self._wechat.secret = "0123456789abcdef0123456789abcdef"
+        for typed, works in (("wrong", False), (self._wechat.secret, True)):
+            try:
+                self.run(command, f"{typed}\n")
+            except AssertionError:
+                assert not works
+            else:
+                assert works
+        self._fill_in()
 
     def _image(self, dockerfile: str) -> str:
         """What can be followed of it without Docker: what is copied, and the health check."""
@@ -228,8 +282,7 @@ def main() -> int:
     environ = ("WECHAT_SECRET", "REDIS_URL", "REDIS_PASSWORD", "VIRTUAL_ENV")
     for name in environ:
         os.environ.pop(name, None)
-    for name in MANUALS:
-        manual = (ROOT / name).read_text(encoding="utf-8")
+    for name, manual in (("English", ENGLISH), ("Chinese", CHINESE)):
         wechat = Sandbox().start()
         with tempfile.TemporaryDirectory() as folder:
             reader = Reader(Path(folder), wechat)

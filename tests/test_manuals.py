@@ -1,4 +1,4 @@
-"""The manual in English and the one in Chinese say the same."""
+"""The manuals in English and those in Chinese say the same, and what they lead to is there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 from harness import ROOT
-from manuals import MANUALS, blocks_of
+from manuals import CHINESE, DEPLOYS, ENGLISH, MANUALS, blocks_of
+from test_requirements import PYTHONS
 
+from wechat_sign import __version__
 from wechat_sign.settings import SECTIONS
 
-ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in MANUALS)
 CJK = "[\u3400-\u9fff]"
+PAIRS = tuple(
+    tuple((ROOT / name).read_text(encoding="utf-8") for name in pair) for pair in (MANUALS, DEPLOYS)
+)
+FILES = [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md"))]
 
 
 def sections(manual: str) -> list[tuple[str, str]]:
@@ -44,34 +49,32 @@ def marks(text: str) -> set[str]:
     return {*code, *re.findall(r"\d[\d,.]*\d|\d", re.sub("`[^`]+`", "", text))}
 
 
-def test_they_have_the_same_sections_in_the_same_order() -> None:
-    assert [level for level, _ in own(ENGLISH)] == [level for level, _ in own(CHINESE)]
-
-
-def test_they_have_the_same_blocks_but_for_comments() -> None:
-    english, chinese = (
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_they_have_the_same_sections_blocks_and_tables(english: str, chinese: str) -> None:
+    """But for comments in the blocks."""
+    assert [level for level, _ in own(english)] == [level for level, _ in own(chinese)]
+    one, other = (
         [(block.indent, block.language, block.code) for block in blocks_of(manual)]
-        for manual in (ENGLISH, CHINESE)
+        for manual in (english, chinese)
     )
-    assert english == chinese
+    assert one == other
+    assert tables(english) == tables(chinese)
 
 
-def test_their_tables_name_the_same_options_errcodes_and_figures() -> None:
-    assert tables(ENGLISH) == tables(CHINESE)
-
-
-@pytest.mark.parametrize("place", range(len(own(ENGLISH))))
-def test_a_section_names_the_same_code_numbers_and_addresses_in_both(place: int) -> None:
-    english, chinese = (own(manual)[place][1] for manual in (ENGLISH, CHINESE))
-    assert marks(english) == marks(chinese)
-    steps, addresses = r"(?m)^(\d\.) \**", "<(https?://.*)>"
-    assert re.findall(steps, english) == re.findall(steps, chinese)
-    assert re.findall(addresses, english) == re.findall(addresses, chinese)
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_a_section_names_the_same_code_numbers_and_addresses_in_both(
+    english: str, chinese: str
+) -> None:
+    for (_, one), (_, other) in zip(own(english), own(chinese), strict=True):
+        assert marks(one) == marks(other)
+        for what in (r"(?m)^(\d\.) \**", r"<(https?://.*?)>", r"\((https?://.*?)\)"):
+            assert re.findall(what, one) == re.findall(what, other)
 
 
 @pytest.mark.parametrize("manual", MANUALS)
-def test_it_has_every_option(manual: str) -> None:
+def test_it_has_every_option_and_is_short(manual: str) -> None:
     text = (ROOT / manual).read_text(encoding="utf-8")
+    assert text.count("\n") <= 210
     rows = "\n".join(re.findall(r"(?m)^\| .*\|$", text))
     for section, schema in SECTIONS.items():
         assert f"`[{section}]`" in rows
@@ -79,21 +82,19 @@ def test_it_has_every_option(manual: str) -> None:
             assert f"`{option.name}`" in rows
 
 
-@pytest.mark.parametrize("manual", MANUALS)
-def test_its_links_and_pictures_resolve(manual: str) -> None:
-    path = ROOT / manual
-    text = path.read_text(encoding="utf-8")
-    titles = re.findall("(?m)^#+ (.*)$", text)
-    targets = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(targets) >= 4
-    for target in targets:
-        if target.startswith("#"):
-            assert target[1:] in [title.lower().replace(" ", "-") for title in titles]
-        elif "://" not in target:
-            there = path.parent / target
-            assert there.is_file(), target
-            assert there.suffix != ".png" or is_picture(there)
-            assert target != "page.png", "that is the one in English"
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_its_links_and_pictures_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        there = path.parent / name if name else path
+        if "://" in target:
+            continue
+        assert there.is_file(), target
+        assert there.suffix != ".png" or is_picture(there)
+        assert name != "page.png", "that is the one in English"
+        if anchor:
+            titles = re.findall("(?m)^#+ (.*)$", there.read_text(encoding="utf-8"))
+            assert anchor in [title.lower().replace(" ", "-") for title in titles]
 
 
 def is_picture(path: Path) -> bool:
@@ -103,12 +104,36 @@ def is_picture(path: Path) -> bool:
 
 
 def test_chinese_has_its_own_punctuation() -> None:
-    prose = re.sub(r"(?ms)^ *```.*?^ *```$|`[^`]*`", "", CHINESE)
+    prose = re.sub(r"(?ms)^ *```.*?^ *```$|`[^`]*`|\]\([^)]*\)", "", CHINESE)
     assert re.findall(f"{CJK}[,;:?!()].?|[,;:?!(]{CJK}", prose) == []
 
 
 def test_readme_has_three_lines_for_readers_of_chinese() -> None:
-    [part] = re.findall("(?s)\n## 中文\n\n(.*)", ENGLISH)
+    [part] = re.findall("(?s)\n## 中文\n\n(.*)", PAIRS[0][0])
     [command] = re.findall("`(python3 .*)`", part)
     assert len(part.splitlines()) == 3
     assert command in [block.code.strip() for block in blocks_of(ENGLISH)]
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    text = (ROOT / ".github/CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall("(?m)^## (.*)$", text)[0] == __version__
+
+
+def test_contributing_names_every_file_of_the_package() -> None:
+    text = (ROOT / ".github/CONTRIBUTING.md").read_text(encoding="utf-8")
+    folder = ROOT / "wechat_sign"
+    files = {*folder.glob("*.*"), *(folder / "locale").iterdir()}
+    for name in sorted(path.name for path in files):
+        assert name in text, name
+    for named in re.findall(r"`((?:wechat_sign|tests)/[\w./-]+)", text):
+        assert (ROOT / named).exists(), named
+
+
+def test_the_workflow_runs_readmes_tests_on_each_python_that_is_promised() -> None:
+    text = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    [command] = [block.code for block in blocks_of(ENGLISH) if "-m pytest" in block.code]
+    assert command in text
+    promised = [python.rpartition(".")[0] for python in PYTHONS]
+    assert str(promised).replace("'", '"') in text
+    assert f"for version in {' '.join(promised)};" in (ROOT / ".ci/run").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""README's own lines for nginx and Caddy, in front of the real server."""
+"""The manual's own lines for nginx and Caddy, in front of the real server."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from harness import (
     unavailable,
     write_ini,
 )
+from manuals import ENGLISH
 
 from wechat_sign.errors import BadPageUrl
 from wechat_sign.page_url import page_url
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 NGINX = """
 daemon off;
 master_process off;
@@ -80,10 +80,10 @@ AWKWARD = [
 
 
 def lines_for(kind: str, containing: str = "") -> str:
-    """README's, the first that contain this."""
-    blocks = re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)
+    """The manual's, the first that contain this."""
+    blocks = re.findall(rf"```{kind}\n(.*?)```", ENGLISH, re.DOTALL)
     lines: str = next(block for block in blocks if containing in block)
-    assert "127.0.0.1:8060" in lines
+    assert containing == "limit_req" or "127.0.0.1:8060" in lines
     return lines
 
 
@@ -251,7 +251,7 @@ def test_the_log_has_the_clients_address_which_it_can_not_hide(
 def test_what_readme_says_spoils_a_raw_url_does_and_leaves_an_escaped_one_whole(
     running: Server, tmp_path: Path, query: str, name: str
 ) -> None:
-    assert f"`{query}`" in README
+    assert f"`{query}`" in ENGLISH
     lines = f"location /wx/getApi {{ proxy_pass http://127.0.0.1:8060/getApi{query}; }}"
     page = f"https://h5.example.com/{name}?x=1&y=2"
     with proxy_with("nginx", lines, tmp_path, running) as proxy:
@@ -262,12 +262,26 @@ def test_what_readme_says_spoils_a_raw_url_does_and_leaves_an_escaped_one_whole(
     running.says(f"signed for the page h5.example.com/{name} another url than its own")
 
 
+def test_the_manuals_rate_limit_lets_a_burst_pass_and_no_more(
+    running: Server, tmp_path: Path
+) -> None:
+    zone, limits = lines_for("nginx", "limit_req").split("# in the location of this server\n")
+    lines = lines_for("nginx").replace("access_log off;", limits)
+    with proxy_with("nginx", lines, tmp_path, running, upstream=zone) as proxy:
+        statuses = [
+            proxy.ask("/wx/getApi?url=https://h5.example.com/")[0].status for _ in range(150)
+        ]
+    assert statuses[:100] == [200] * 100
+    assert 429 in statuses
+    assert {*statuses} == {200, 429}
+
+
 def test_restarts_of_one_instance_after_the_other_behind_nginx_fail_no_page(
     start: Start, wechat: Sandbox, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     upstream, lines = lines_for("nginx", "upstream"), lines_for("nginx", "location")
     to_upstream = "proxy_pass http://wechat-sign/;"
-    assert f"`{to_upstream}`" in README
+    assert f"`{to_upstream}`" in ENGLISH
     lines = lines.replace("proxy_pass http://127.0.0.1:8060/;", to_upstream)
 
     def instance(port: int) -> Server:

@@ -19,7 +19,6 @@ from harness import (
     CHECKED_KEY,
     DUE,
     PAGE,
-    ROOT,
     TICKET_KEY,
     Fault,
     Instance,
@@ -39,6 +38,7 @@ from harness import (
     unwritable,
     write_ini,
 )
+from manuals import ENGLISH
 from topologies import (
     Certificates,
     ClusterOfThree,
@@ -683,10 +683,10 @@ def test_the_password_of_a_url_is_shown_nowhere(
         server.stop()
 
 
-def acl_of_readme() -> list[str]:
-    """What README lets a user do, in words of `ACL SETUSER`."""
-    line = re.search(r"(?m)^\s*ACL SETUSER (\S+) (.+)$", (ROOT / "README.md").read_text("utf-8"))
-    assert line, "README.md has no line that begins with ACL SETUSER"
+def acl_of_manual() -> list[str]:
+    """What the manual lets a user do, in words of `ACL SETUSER`."""
+    line = re.search(r"(?m)^\s*ACL SETUSER (\S+) (.+)$", ENGLISH)
+    assert line, "the manual has no line that begins with ACL SETUSER"
     rules = [re.sub(r"~wechat:[^*:]+:", "~wechat:wxsandbox:", rule) for rule in line[2].split()]
     return [rule for rule in rules if rule != "on" and not rule.startswith((">", "nopass"))]
 
@@ -756,7 +756,7 @@ def test_a_user_with_the_rights_that_readme_gives_can_do_all(signer: Signer, che
     signer.may("allkeys", "allcommands")
     life = signer.live()
     assert life[2:] == (("redis", "redis"), [])
-    signer.may(*acl_of_readme())
+    signer.may(*acl_of_manual())
     assert signer.live() == life
     status, said = check(*signer.ini)
     assert status == 0, said
@@ -764,7 +764,7 @@ def test_a_user_with_the_rights_that_readme_gives_can_do_all(signer: Signer, che
 
 
 def test_of_the_rights_that_readme_gives_each_is_needed(signer: Signer) -> None:
-    rules = acl_of_readme()
+    rules = acl_of_manual()
     signer.may(*rules)
     life = signer.live()
     needless = []

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from harness import ROOT
+from manuals import ENGLISH
 from packaging.requirements import Requirement
 
 
@@ -49,6 +50,5 @@ def test_the_lock_names_no_place_but_the_packages() -> None:
     assert "--find-links" not in text
 
 
-def test_readme_says_how_to_install_what_is_locked() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "`.venv/bin/pip install --require-hashes -r .requirements.lock`" in readme
+def test_the_manual_installs_what_is_locked() -> None:
+    assert ENGLISH.count(".venv/bin/pip install -q --require-hashes -r .requirements.lock") == 2

@@ -1,4 +1,4 @@
-"""README's units, as systemd reads them."""
+"""The manual's units, as systemd reads them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import ROOT, unavailable
-from manuals import blocks_of
+from harness import unavailable
+from manuals import ENGLISH, blocks_of
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = "/opt/wechat-sign/.venv/bin/python"
 
 
 @pytest.fixture
 def units(tmp_path: Path) -> list[Path]:
-    """Those of README as files, with a python that there is."""
-    for text in (block.text for block in blocks_of(README) if block.language == "ini"):
+    """Those of the manual as files, with a python that there is."""
+    for text in (block.text for block in blocks_of(ENGLISH) if block.language == "ini"):
         name = re.match("# /etc/systemd/system/(.*)", text)
         assert name is not None
         (tmp_path / name[1]).write_text(text.replace(PYTHON, sys.executable), encoding="utf-8")
-    assert PYTHON in README
+    assert PYTHON in ENGLISH
     return sorted(tmp_path.iterdir())
 
 
@@ -44,7 +43,7 @@ def test_systemd_finds_nothing_wrong_with_them(units: list[Path]) -> None:
 
 
 def test_an_account_each_has_an_instance_of_both(units: list[Path]) -> None:
-    [text] = [block.text for block in blocks_of(README) if "\nsed " in block.text]
+    [text] = [block.text for block in blocks_of(ENGLISH) if "\nsed " in block.text]
     _, command = text.split("cd /etc/systemd/system\n")
     folder = units[0].parent
     subprocess.run(["bash", "-euc", command], cwd=folder, check=True)  # noqa: S607
