@@ -154,7 +154,7 @@ def test_a_refusal_ends_it_with_what_to_do(check: Check, redis_server: RedisServ
             Fault(errcode=40164),
             "add this server's public address to the account's IP white",
         ),
-        ("token", Fault(errcode=40164), "微信公众平台 → 设置与开发 → 基本配置 → IP白名单"),
+        ("token", Fault(errcode=40164), "IP白名单 in 微信公众平台 → 设置与开发 → 基本配置"),
         ("token", Fault(errcode=40125), "secret is not the one of this appid"),
         ("token", Fault(errcode=40001), "secret is not the one of this appid"),
         ("token", Fault(errcode=40013), "appid is wrong"),

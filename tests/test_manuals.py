@@ -13,6 +13,7 @@ from manuals import CHINESE, DEPLOYS, ENGLISH, MANUALS, blocks_of
 from test_requirements import PYTHONS
 
 from wechat_sign import __version__
+from wechat_sign.errors import advice
 from wechat_sign.settings import SECTIONS
 
 CJK = "[\u3400-\u9fff]"
@@ -137,3 +138,10 @@ def test_the_workflow_runs_readmes_tests_on_each_python_that_is_promised() -> No
     promised = [python.rpartition(".")[0] for python in PYTHONS]
     assert str(promised).replace("'", '"') in text
     assert f"for version in {' '.join(promised)};" in (ROOT / ".ci/run").read_text("utf-8")
+
+
+def test_where_the_console_has_them_is_told_in_one_way() -> None:
+    old, new = advice("console").removesuffix(")").split(" (newer console: ")
+    for text in (PAIRS[0][0], PAIRS[0][1], (ROOT / "config.example.ini").read_text("utf-8")):
+        assert old in text
+        assert new in text

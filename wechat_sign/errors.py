@@ -22,8 +22,9 @@ NO_ADVICE: Final = Text("")
 
 
 def advice(name: str) -> Text:
-    """The advice of that name."""
-    return Text(_TABLE["advice"][name])
+    """The advice of that name; where to click in WeChat's console is told by one text."""
+    text = _TABLE["advice"][name]
+    return Text(text, console=advice("console")) if "{console}" in text else Text(text)
 
 
 CAUSES: Final = {
