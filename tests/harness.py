@@ -594,7 +594,7 @@ class Instance:
     @property
     def trouble(self) -> str:
         """What does not work about Redis."""
-        return self._cache.trouble
+        return "; ".join(self._cache.trouble)
 
     def lock(self) -> AbstractContextManager[float | None]:
         """Gives until when the lock is this instance's; None where it is another's."""

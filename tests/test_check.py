@@ -538,7 +538,8 @@ def test_redis_in_trouble_has_the_chinese_advice(check: Check, own_redis: RedisS
     own_redis.kill()
     status, lines = check(*own_redis.ini)
     assert status == 1
-    assert lines[1].startswith(f"失败  Redis         127.0.0.1:{own_redis.port}/0")
+    place = f"127.0.0.1:{own_redis.port}/0"
+    assert lines[1].startswith(f"失败  Redis         {place}，无法连接 Redis：ConnectionError")
     assert lines[2].startswith("      处理办法：请启动 Redis")
 
 

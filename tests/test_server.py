@@ -544,7 +544,7 @@ def test_a_port_in_use_is_a_sentence_and_status_1(tmp_path: Path, main: Main) ->
         here = ("--address", "127.0.0.1", "--port", port)
         status, _, output = main("--config", str(ini_with(tmp_path)), *here)
     assert status == 1
-    assert f"can't listen on 127.0.0.1 port {port}: Address already in use" in output
+    assert f"can't listen on 127.0.0.1 port {port}: it is in use, maybe by" in output
 
 
 @pytest.mark.parametrize("address", ["203.0.113.7", "no.such.host.invalid", "a" * 300])

@@ -350,7 +350,7 @@ def test_the_environment_stands_in_for_what_the_file_leaves_empty(tmp_path: Path
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Copy config\.example\.ini .* --sandbox"):
         load_settings(tmp_path / "none.ini", {})
-    with pytest.raises(ConfigError, match="can't be read: Is a directory"):
+    with pytest.raises(ConfigError, match="is a folder: Docker makes one"):
         load_settings(tmp_path, {})
 
 

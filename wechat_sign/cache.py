@@ -14,13 +14,15 @@ from .credentials import Credential
 from .errors import ConfigError, redis_advice
 from .logs import printable, redacted
 from .settings import Settings
+from .texts import Text
 
 if TYPE_CHECKING:
     from .store import Found, RedisStore
 
 log = logging.getLogger(__name__)
 Call = Callable[["RedisStore"], Any]
-REACHING, READING, WRITING = "reaching Redis", "reading from Redis", "writing to Redis"
+REACHING, READING = Text("reaching Redis"), Text("reading from Redis")
+WRITING = Text("writing to Redis")
 """What may not work, as the log says it."""
 
 
@@ -30,10 +32,10 @@ class Trouble:
 
     def __init__(self, place: str) -> None:
         self._place = place
-        self.causes: dict[str, str] = {}
+        self.causes: dict[Text, str] = {}
         self.write_failed = False
 
-    def begins(self, what: str, cause: str) -> None:
+    def begins(self, what: Text, cause: str) -> None:
         """Notes a failure; logs the first of its kind."""
         if what not in self.causes:
             text = "%s at %s fails, going on without: %s. What to do: %s"
@@ -41,7 +43,7 @@ class Trouble:
         self.causes[what] = cause
         self.write_failed = self.write_failed or what == WRITING
 
-    def ends(self, what: str) -> None:
+    def ends(self, what: Text) -> None:
         """Notes, and logs, that it works again."""
         if self.causes.pop(what, ""):
             log.info("%s works again", what)
@@ -87,9 +89,10 @@ class Cache:
                 self._store.client.close()
 
     @property
-    def trouble(self) -> str:
-        """What does not work, and how Redis or redis-py words it; "" where all works."""
-        return "; ".join(f"{what}: {cause}" for what, cause in self._trouble.causes.items())
+    def trouble(self) -> list[Text]:
+        """What does not work, and how Redis or redis-py words it."""
+        causes = self._trouble.causes.items()
+        return [Text("{place}: {text}", place=what, text=cause) for what, cause in causes]
 
     @property
     def state(self) -> str:
@@ -143,7 +146,7 @@ class Cache:
                 self._trouble.ends(WRITING)
         self._trouble.write_failed = False
 
-    def attempt(self, what: str, call: Call, otherwise: Any, *, sent: str = "") -> Any:
+    def attempt(self, what: Text, call: Call, otherwise: Any, *, sent: str = "") -> Any:
         """What the call gives, or `otherwise`. Logs when trouble begins and when it ends, without
         what was `sent`, which Redis or a proxy may repeat."""
         if self._store is None or self.is_left_alone:

@@ -130,8 +130,9 @@ def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
     if cache.state == "memory":
         text = "not set: a running server's credentials are its own, so WeChat is asked for others"
         return Finding("Redis", True, Text(text))
-    if cache.trouble:
-        return Finding("Redis", False, f"{place}, {cache.trouble}", redis_advice(cache.trouble))
+    for trouble in cache.trouble:
+        text = Text("{place}, {what}", place=place, what=trouble)
+        return Finding("Redis", False, text, redis_advice(trouble))
     for key, problem in cache.attempt(READING, lambda store: store.unusable, {}).items():
         text = Text("the key {key} {problem}", key=key, problem=problem)
         return Finding("Redis", False, text, redis_advice(problem))

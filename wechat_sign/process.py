@@ -17,6 +17,7 @@ What it relies on in Tornado that is not documented; tests in test_process.py ho
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 import os
@@ -274,6 +275,8 @@ def listen(settings: ServerSettings) -> list[socket.socket]:
         sockets = sockets or bind_sockets(settings.port, settings.address, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            reason = Text("it is in use, maybe by this server: ss -ltnp tells by what")
         problem = Text(
             "can't listen on {address} port {port}: {reason}. "
             "Choose another with --address and --port, or in [server]",

@@ -431,6 +431,8 @@ def _why_unreadable(error: Any, path: Path) -> Text:
                 "is not readable for this user: chown it to User= of the systemd unit, or to "
                 "the user that starts the server"
             )
+        case IsADirectoryError():
+            return Text("is a folder: Docker makes one where there is no file to mount")
         case OSError():
             return Text("can't be read: {reason}", reason=error.strerror)
         case UnicodeError():
