@@ -160,6 +160,15 @@ class TestGetApi(ServerCase):
         assert self.refusal(path)[0] == 400
         assert self.call(path, Referer=page).headers["Signed-Url"] == page
 
+    def test_another_accounts_appid_is_refused_but_not_in_the_pages_own_query(self) -> None:
+        escaped, raw = quote(PAGE, safe=""), f"{PAGE}?appid=wx2"
+        for query in (f"appid=wx2&url={PAGE}", f"url={escaped}&appid=wx2"):
+            assert self.refusal(f"/getApi?{query}")[0] == 400
+            query = query.replace("wx2", self.wechat.appid)
+            assert self.call(f"/getApi?{query}").headers["Signed-Url"] == PAGE
+        for query in (f"url={raw}", f"appid=&url={quote(raw, safe='')}"):
+            assert self.call(f"/getApi?{query}").headers["Signed-Url"] == raw
+
     def test_a_bad_url_is_a_400_with_a_sentence(self) -> None:
         assert self.refusal("/getApi") == (
             400,

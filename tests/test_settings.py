@@ -204,6 +204,8 @@ def test_lines_that_are_no_options_are_reported_with_all_the_rest(tmp_path: Path
         ("[wechat]\nappid = wx/1\nsecret = s", "must be an appid"),
         ("[wechat]\nappid = gh_0123456789ab\nsecret = s", "gh_… is the account's 原始ID"),
         ('[wechat]\nappid = wx1\nsecret = "s3cr3t"', "secret: is in quotes"),
+        ("[wechat]\nappid = wx1\nsecret = s\u200b", "secret: has an invisible character"),
+        (ACCOUNT + "api = \ufeffhttps://a", "api: has an invisible character"),
         (ACCOUNT + "[jssdk]\npage_hosts = 'a.com'", "page_hosts: is in quotes"),
         ("appid = wx1", "line 1: a [section] must come before the first option"),
         (ACCOUNT + "nonsense", "line 4: is not option = value"),

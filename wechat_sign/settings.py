@@ -484,6 +484,8 @@ def _check_text(option: Field[Any], text: str) -> None:
     if re.search("[\ud800-\udfff]", text):
         broken = "is not UTF-8 text (see the environment variable {variable})"
         raise ValueError(Text(broken, variable=variable))
+    if any(not one.isprintable() and not one.isspace() for one in text):
+        raise ValueError(Text("has an invisible character, as pages and chats add; type it anew"))
     if "\n" in text and not isinstance(option.default, tuple):
         raise ValueError(Text("runs over several lines; is the line below it indented by mistake?"))
     if not variable and re.fullmatch("[0-9a-fA-F]{32}", text):
