@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from unicodedata import east_asian_width
@@ -301,6 +302,17 @@ def test_a_redis_that_hangs_for_ever_is_told_and_wechat_is_asked(
     assert lines[1].startswith("FAIL  Redis         redis.test:1/0, a look did not end within 1.83")
     assert names(lines)[3].endswith(" access_token")
     assert check.wechat.calls["token"] == 1
+
+
+def test_a_clock_that_is_not_wechats_is_a_note(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = re.compile(r"(?m)^note  clock         \+\d{9} s from WeChat's$")
+    assert not re.search("(?m)^note  clock", "\n".join(check.all()[1]))
+    for date, told in (("Sat, 01 Jan 2000 00:00:00 GMT", True), ("Saturday", False)):
+        monkeypatch.setattr(BaseHTTPRequestHandler, "date_time_string", lambda *_, date=date: date)
+        status, lines = check.all()
+        assert (status, bool(said.search("\n".join(lines)))) == (0, told)
 
 
 def test_an_instance_that_asks_wechat_just_now_is_told(

@@ -29,6 +29,8 @@ from .texts import Text, local
 
 T = TypeVar("T")
 SAMPLE_PAGE = "https://h5.example.com/"
+CLOCK_MAY_DIFFER = 60
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ def _steps(settings: Settings, cache: Cache) -> Iterator[Finding]:
     known = _looked(Renewal(wechat, cache, settings), wechat, known)
     yield _access_token(settings.wechat.token_api, cache, wechat, known)
     yield _jsapi_ticket(cache, wechat, known)
+    if abs(wechat.ahead) > CLOCK_MAY_DIFFER:
+        text = Text("{seconds:+.0f} s from WeChat's", seconds=wechat.ahead)
+        yield Finding(Text("clock"), True, text, advice("clock"))
     if cache.trouble and not trouble:
         yield _redis(settings, cache, "")
     if known.ticket is not None:

@@ -9,7 +9,9 @@ import re
 import time
 import warnings
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import requests
@@ -80,6 +82,8 @@ class WeChat:
         self._sent: deque[str] = deque([settings.secret], maxlen=8)
         self.took: dict[str, float] = {}
         """Seconds that the last good answer of an endpoint took."""
+        self.ahead = 0.0
+        """Seconds by which this host's clock is ahead of WeChat's, by its last answer's Date."""
 
     def fetch_access_token(self) -> Grant:
         """A token by the endpoint that `token_api` names.
@@ -158,6 +162,9 @@ class WeChat:
         ):
             if response.status_code != 200:
                 raise requests.HTTPError(None, f"HTTP {response.status_code}")
+            with suppress(Exception):  # it may be missing, or any text
+                date = parsedate_to_datetime(response.headers["Date"])
+                self.ahead = time.time() - date.timestamp()
             body, end = bytearray(), time.monotonic() + timeout
             for byte in response.iter_content(1):  # of gzip, a byte is at most 1 KB
                 body += byte
