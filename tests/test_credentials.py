@@ -208,6 +208,26 @@ def test_a_proxys_words_are_cut_and_redacted(
     assert len(caught.value.what) < 400
 
 
+def test_a_proxy_that_is_at_fault_is_named_by_its_variable(
+    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = wechat.url.rpartition(":")[2]
+    for variable, value, words in (
+        ("https_proxy", "socks5://user:s3cr3t@127.0.0.1:1", "https_proxy is a SOCKS proxy"),
+        ("https_proxy", f"https://127.0.0.1:{port}", "https_proxy begins with https://, and"),
+        ("ALL_PROXY", "http://user:s3cr3t@127.0.0.1:1", "refused); by the proxy of ALL_PROXY"),
+        ("no_proxy", "127.0.0.1", "refused)"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            api = "https://127.0.0.1:1" if variable == "no_proxy" else "https://api.weixin.qq.com"
+            with pytest.raises(WeChatUnreachable) as caught:
+                client(wechat, api=api).fetch_access_token()
+        assert words in caught.value.what
+        assert (" proxy" in caught.value.what) is (variable != "no_proxy")
+        assert "s3cr3t" not in str(caught.value)
+
+
 def test_a_message_that_repeats_the_request_is_redacted(wechat: Sandbox) -> None:
     body = '{"errcode": 1, "errmsg": "bad\\nrequest secret=%s"}' % wechat.secret  # noqa: UP031
     wechat.faults["token"] = Fault(body=body.encode())

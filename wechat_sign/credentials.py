@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import time
 import warnings
@@ -130,7 +131,8 @@ class WeChat:
             body = self._exchange(method, url, parameters)
         except (OSError, ValueError) as error:  # of requests; ValueError: for an odd url
             # Its text, and that of its cause, has the whole URL in it, secret included.
-            raise WeChatUnreachable(self._redacted(_cause(error)), endpoint=endpoint) from None
+            cause = _by_proxy(self._redacted(_cause(error)), url)
+            raise WeChatUnreachable(cause, endpoint=endpoint) from None
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
@@ -197,3 +199,20 @@ def _cause(error: BaseException) -> str:
     if type(bottom) is OSError and bottom.errno is None:  # requests' own, about files
         words = str(bottom)
     return "/".join(names) + (f" ({words})" if words else "")
+
+
+def _by_proxy(cause: str, url: str) -> str:
+    """The cause, with the name of the variable whose proxy the call went by. Its value may have a
+    password in it."""
+    proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url, None))
+    names = [name for name in os.environ if name.lower().endswith("_proxy")]
+    variable = " = ".join(name for name in names if proxy and os.environ[name] == proxy)
+    if not proxy or not variable:
+        return cause
+    if proxy.startswith("socks"):
+        socks = "{variable} is a SOCKS proxy, which is not taken: give an http:// one"
+        return Text(socks, variable=variable)
+    if proxy.startswith("https:") and "SSL" in cause:
+        ours = "{cause}; {variable} begins with https://, and its proxy with http:// most likely"
+        return Text(ours, cause=cause, variable=variable)
+    return Text("{cause}; by the proxy of {variable}", cause=cause, variable=variable)
