@@ -43,7 +43,7 @@ from wechat_sign.errors import (
     SigningError,
     WeChatRefused,
 )
-from wechat_sign.logs import LONGEST_LINE, LineFormatter, Throttle, printable
+from wechat_sign.logs import LONGEST_LINE, LineFormatter, Throttle, sanitize
 from wechat_sign.page_url import (
     MAX_LENGTH,
     cut_or_added,
@@ -136,7 +136,7 @@ class SigningApplication(Application):
         level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
         if not access_log.isEnabledFor(level):
             return
-        what = f"{status} {printable(str(request.method), 20)} {for_log(request.path)}"
+        what = f"{status} {sanitize(str(request.method), 20)} {for_log(request.path)}"
         page = PAGE_IN_QUERY.search(request.query) if isinstance(handler, GetApi) else None
         what += f" for {for_log(page[1])}" if page else ""
         what += f" from {self.client_of(handler)}, {1000 * request.request_time():.1f} ms"
@@ -308,7 +308,7 @@ class GetApi(BaseHandler):
 
     def warn_of_origin(self, origin: str) -> None:
         """Warns where CORS keeps the page from reading the answer."""
-        host = printable(host_of(origin.lower()) or "the page's host", 253)
+        host = sanitize(host_of(origin.lower()) or "the page's host", 253)
         access_log.warning(
             "signed for a page on %s, whose browser will not let it read this answer: "
             "list %s in page_hosts",
@@ -498,7 +498,7 @@ def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> i
 def complain(problems: Iterable[Text], status: int) -> int:
     with suppress(OSError):  # the exit status says it, too
         for problem in problems:
-            print(printable(local(problem), LONGEST_LINE), file=sys.stderr)
+            print(sanitize(local(problem), LONGEST_LINE), file=sys.stderr)
     return status
 
 

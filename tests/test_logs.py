@@ -17,7 +17,7 @@ from harness import PAGE, Fault, MovedClock, Sandbox, Server, Start, fetch, run_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wechat_sign.logs import LONGEST_TEXT, LineFormatter, Throttle, printable, redacted
+from wechat_sign.logs import LONGEST_TEXT, LineFormatter, Throttle, redacted, sanitize
 
 HARM = "\x85\x9b2J\x1b]0;x\x07\u202e\u2028\ud800\r\n2026-11-24 00:00:00,000 INFO forged"
 """A line of its own, a terminal that is told what to do, and text that runs backwards."""
@@ -25,7 +25,7 @@ HARM = "\x85\x9b2J\x1b]0;x\x07\u202e\u2028\ud800\r\n2026-11-24 00:00:00,000 INFO
 
 @given(st.text(), st.integers(1, 400))
 def test_what_is_shown_is_printable_and_not_too_long(text: str, longest: int) -> None:
-    shown = printable(text, longest)
+    shown = sanitize(text, longest)
     assert shown.isprintable()
     assert len(shown) <= longest
     if text.isprintable() and len(text) <= longest:
@@ -33,8 +33,8 @@ def test_what_is_shown_is_printable_and_not_too_long(text: str, longest: int) ->
 
 
 def test_what_is_cut_says_so() -> None:
-    assert printable("x" * 301) == "x" * 299 + "…"
-    assert len(printable("\x80" * 9000)) == LONGEST_TEXT
+    assert sanitize("x" * 301) == "x" * 299 + "…"
+    assert len(sanitize("\x80" * 9000)) == LONGEST_TEXT
 
 
 VARIANTS = [str, str.upper, lambda text: "".join(f"%{ord(letter):02X}" for letter in text)]

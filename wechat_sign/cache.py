@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .clock import Clock, SystemClock
 from .credentials import Credential
 from .errors import ConfigError, redis_advice
-from .logs import printable, redacted
+from .logs import redacted, sanitize
 from .settings import Settings
 from .texts import Text
 
@@ -156,7 +156,7 @@ class Cache:
             result = call(self._store)
         except Exception as error:  # also what redis-py raises for a reply that makes no sense
             reached, words = self._store.explain(error)
-            words = printable(redacted(words, [*self._settings.redis.passwords, sent]))
+            words = sanitize(redacted(words, [*self._settings.redis.passwords, sent]))
             cause = type(error).__name__ + (f": {words}" if words else "")
             self._trouble.begins(what, cause) if reached else self._unreachable(cause)
             return otherwise

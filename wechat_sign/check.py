@@ -21,7 +21,7 @@ from . import __version__
 from .cache import READING, Cache
 from .credentials import WeChat
 from .errors import NO_ADVICE, LockedElsewhere, LookHangs, SigningError, advice, redis_advice
-from .logs import LONGEST_LINE, printable
+from .logs import LONGEST_LINE, sanitize
 from .renewal import CALLS, Known, Renewal
 from .settings import Settings, is_loopback, secrets_in
 from .signature import WxConfig
@@ -239,7 +239,7 @@ def _line(finding: Finding) -> str:
     shown = _column(word, 4)
     if sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         shown = f"\033[{colour}m{shown}\033[0m"
-    text = printable(local(finding.text), LONGEST_LINE)
+    text = sanitize(local(finding.text), LONGEST_LINE)
     line = f"{shown}  {_column(finding.name, 12)}  {text}"
     if finding.advice:
         line += "\n      " + local(Text("What to do: {advice}", advice=finding.advice))

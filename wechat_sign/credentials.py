@@ -18,7 +18,7 @@ from typing import Any, Final
 import requests
 
 from .errors import WeChatRefused, WeChatUnreachable
-from .logs import printable, redacted
+from .logs import redacted, sanitize
 from .settings import WeChatSettings
 from .texts import Text
 
@@ -151,7 +151,7 @@ class WeChat:
     def _redacted(self, words: str) -> str:
         """A far end's words on one line, without what was sent, now or earlier."""
         words = redacted(words, [self._settings.secret, *self._sent])
-        return printable(" ".join(words.split()))
+        return sanitize(" ".join(words.split()))
 
     def _exchange(self, method: str, url: str, parameters: dict[str, Any]) -> bytes:
         """The body of a 200. Connecting and each part of the answer have `timeout` seconds, the

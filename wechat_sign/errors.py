@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from .logs import printable
+from .logs import sanitize
 from .texts import FOLDER, Text
 
 _TABLE: Final = configparser.ConfigParser(interpolation=None, delimiters=("=",))
@@ -23,8 +23,8 @@ NO_ADVICE: Final = Text("")
 
 def advice(name: str) -> Text:
     """The advice of that name; where to click in WeChat's console is told by one text."""
-    text = _TABLE["advice"][name]
-    return Text(text, console=advice("console")) if "{console}" in text else Text(text)
+    values = {"console": advice("console")} if "{console}" in _TABLE["advice"][name] else {}
+    return Text(_TABLE["advice"][name], **values)
 
 
 CAUSES: Final = {
@@ -76,7 +76,7 @@ class PageHostNotAllowed(SigningError):
     """The page's host is not among `page_hosts`."""
 
     def __init__(self, host: str) -> None:
-        host = printable(host, 253)
+        host = sanitize(host, 253)
         super().__init__(f"pages on {host} are not signed here: page_hosts does not list it")
 
 
@@ -85,7 +85,7 @@ class WeChatRefused(SigningError):
 
     def __init__(self, errcode: int, errmsg: str, *, endpoint: str) -> None:
         self.errcode = errcode
-        self.errmsg = printable(errmsg)
+        self.errmsg = sanitize(errmsg)
         self.endpoint = endpoint
         names, keys = _TABLE["errcode"], (f"{errcode} {endpoint}", str(errcode), "else")
         key = next(key for key in keys if key in names)

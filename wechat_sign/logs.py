@@ -18,7 +18,7 @@ INTERVAL: Final = 1.0
 """Seconds in which one line of a kind is logged."""
 
 
-def printable(text: str, longest: int = LONGEST_TEXT) -> str:
+def sanitize(text: str, longest: int = LONGEST_TEXT) -> str:
     """The text as it is safe to show: what is not printable is escaped, what is too long is cut.
 
     For text from outside: U+0085 begins a line of its own in the log, U+009B and ESC rule a
@@ -49,11 +49,11 @@ class LineFormatter(logging.Formatter):
     """Keeps a record on one line, and lets it do nothing to a terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return printable(super().formatMessage(record), LONGEST_LINE)
+        return sanitize(super().formatMessage(record), LONGEST_LINE)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
         lines = super().formatException(ei).split("\n")
-        return "\n".join(printable(line, LONGEST_LINE) for line in lines)
+        return "\n".join(sanitize(line, LONGEST_LINE) for line in lines)
 
 
 class Throttle(logging.Filter):

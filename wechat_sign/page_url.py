@@ -34,7 +34,7 @@ from itertools import zip_longest
 from urllib.parse import unquote, unquote_to_bytes
 
 from .errors import BadPageUrl, PageHostNotAllowed
-from .logs import printable
+from .logs import sanitize
 from .settings import DOMAIN
 
 MAX_LENGTH = 8192
@@ -154,7 +154,7 @@ def for_log(url: str) -> str:
         plain = unquote(plain)
     place = re.split("[?#&;=]|%(?=25)", plain, maxsplit=1)[0]
     authority, slash, path = (place.partition("://")[2] or place).partition("/")
-    return printable(authority.rpartition("@")[2] + slash + path, 200)
+    return sanitize(authority.rpartition("@")[2] + slash + path, 200)
 
 
 def cut_or_added(url: str, referer: str) -> str:
@@ -244,7 +244,7 @@ def _raw(url: str, referer: str, now: float | None) -> str:
         return url
     if head == referer:
         return head
-    name = printable(last.partition("=")[0], 30)
+    name = sanitize(last.partition("=")[0], 30)
     raise BadPageUrl(f"&{name}=… seems to be appended to the url; {_HOW}")
 
 

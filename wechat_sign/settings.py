@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar, get_type_hints
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .errors import ConfigError
-from .logs import printable
+from .logs import sanitize
 from .texts import Text
 
 GRANTED_LIFE: Final = 7200
@@ -502,7 +502,7 @@ def _unknown(place: str, lines: Mapping[str, int], known: Mapping[str, Any]) -> 
             continue
         homes = [f"[{other}]" for other, schema in SECTIONS.items() if name in _options(schema)]
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
-        shown = place.format(printable(name))
+        shown = place.format(sanitize(name))
         if homes:
             yield Text("belongs in {sections}", sections=", ".join(homes)).at(shown)
         elif close:
