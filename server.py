@@ -69,7 +69,8 @@ log = logging.getLogger("server")
 
 METHODS = "GET, HEAD, OPTIONS"
 ACCEPTS_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
-RAW_URL = re.compile("(^|&)url=https?://.*", re.IGNORECASE)
+APPID = re.compile("(?:^|&)(?:appid=([^&]+)|url=https?://.*)", re.IGNORECASE)
+"""In a query, but not in that of a page's raw url."""
 IOS = re.compile("iPhone|iPad|Macintosh")  # an iPad may call itself a Macintosh
 """User agents that may sign the url of entry, which may differ from the Referer."""
 PAGE_IN_QUERY = re.compile("(?:^|&)url=(.*)", re.DOTALL)
@@ -256,8 +257,8 @@ class GetApi(BaseHandler):
         is_entry = bool(referer and IOS.search(headers.get("User-Agent", "")))
         try:
             query = self.request.query.encode("latin-1")
-            if "appid=" in self.request.query:
-                self.check_appid()
+            if {*APPID.findall(self.request.query)} - {"", shared.appid}:
+                raise BadPageUrl("appid is another account's than the one that is signed for here")
             url = page_url(query, shared.page_hosts, referer, is_entry=is_entry)
             ticket = await shared.tickets.current()
         except SigningError as error:
@@ -271,13 +272,6 @@ class GetApi(BaseHandler):
             self.warn_of_change(url, referer)
         if "Origin" in headers and "Access-Control-Allow-Origin" not in self._headers:
             self.warn_of_origin(headers["Origin"])
-
-    def check_appid(self) -> None:
-        """Raises BadPageUrl where the query, which need not, names another account."""
-        outside = RAW_URL.sub("", self.request.query)
-        named = re.search("(?:^|&)appid=([^&]+)", outside)
-        if named and named[1] != self.application.appid:
-            raise BadPageUrl("appid is another account's than the one that is signed for here")
 
     def refuse_for(self, error: SigningError) -> None:
         """Tells the caller the kind and the errcode; the log has all of it."""

@@ -205,10 +205,12 @@ def _by_proxy(cause: str, url: str) -> str:
     """The cause, with the name of the variable whose proxy the call went by. Its value may have a
     password in it."""
     proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url, None))
-    names = [name for name in os.environ if name.lower().endswith("_proxy")]
-    variable = " = ".join(name for name in names if proxy and os.environ[name] == proxy)
-    if not proxy or not variable:
+    names = [
+        name for name, value in os.environ.items() if value == proxy and "proxy" in name.lower()
+    ]
+    if not proxy or not names:
         return cause
+    variable = " = ".join(names)
     if proxy.startswith("socks"):
         socks = "{variable} is a SOCKS proxy, which is not taken: give an http:// one"
         return Text(socks, variable=variable)
