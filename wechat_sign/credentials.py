@@ -205,9 +205,7 @@ def _by_proxy(cause: str, url: str) -> str:
     """The cause, with the name of the variable whose proxy the call went by. Its value may have a
     password in it."""
     proxy = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url, None))
-    names = [
-        name for name, value in os.environ.items() if value == proxy and "proxy" in name.lower()
-    ]
+    names = [name for name in os.environ if "proxy" in name.lower() and os.environ[name] == proxy]
     if not proxy or not names:
         return cause
     variable = " = ".join(names)
