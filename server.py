@@ -90,7 +90,12 @@ def hashes_of(tag: str, html: str) -> str:
     return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
 
 
-_script = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
+def without_comments(script: str) -> str:
+    """What a browser needs of it. Indentation goes, too, and the comment at its top stays."""
+    return re.sub(r"(?m)^ +(?://.*\n)?| +// .*$", "", script)
+
+
+_script = without_comments((_FILES / "wechat-sign.js").read_text(encoding="utf-8"))
 SCRIPT_HASH = hashlib.sha256(_script.encode()).hexdigest()[:12]
 _page = (
     (_FILES / "page.html")

@@ -692,7 +692,7 @@ class TestPage(ServerCase):
         response = self.call("/wechat-sign.js")
         assert response.headers["Content-Type"] == "text/javascript; charset=UTF-8"
         assert response.headers["Access-Control-Allow-Origin"] == "*"
-        assert response.body == (ROOT / "wechat_sign" / "wechat-sign.js").read_bytes()
+        assert response.body == server.SCRIPT.text
 
     def test_the_script_is_sent_once_and_then_304(self) -> None:
         first = self.call("/wechat-sign.js")
