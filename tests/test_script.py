@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -408,6 +409,20 @@ class TestImported:
         tab.js("history.pushState({}, '', '/two')")
         tab.shared(title="T", link=base + "/two")
 
+    @pytest.mark.parametrize("kind", ["iOS", "Android"])
+    def test_it_may_come_later(
+        self, either: OpenPhone, site: Site, signing: Signing, kind: str
+    ) -> None:
+        share = "<script>window.wechatShare = () => ({title: 'late'})</script>"
+        late = """setTimeout(() => {
+          const tag = document.createElement('script')
+          document.head.append(Object.assign(tag, {src: '/jweixin.js'}))
+        }, 300)"""
+        tab = either(kind)
+        tab.open(site(page(signing, late, before=share)))
+        tab.shared(title="late")
+        assert_all_good(tab, 1)
+
     def test_an_amd_page_hands_it_in(self, either: OpenPhone, site: Site, signing: Signing) -> None:
         loader = (
             "<script>window.define = made => { window.weixin = made() }; define.amd = {}</script>"
@@ -422,7 +437,7 @@ class TestImported:
         self, either: OpenPhone, site: Site, signing: Signing
     ) -> None:
         tab = either("Android")
-        tab.open(site(page(signing, before="")))
+        tab.open(site(page(signing, before=HURRY)))
         said = "WeChat's script jweixin-1.6.0.js is not here; {wx: wx} hands it in"
         assert tab.outcome() == said
 
@@ -603,9 +618,7 @@ class TestReasons:
     ) -> None:
         tab = phone(kind, problems=["invalid_url_domain"])
         tab.open(site(page(signing, "wechatSign({}); history.pushState({}, '', '/x');" + CALL)))
-        said = {"desktop": "this page is not open inside WeChat"}.get(
-            kind, "config:invalid url domain"
-        )
+        said = "shared" if kind == "desktop" else "config:invalid url domain"
         assert tab.outcome() == said
         console = tab.tab.console  # type: ignore[attr-defined]
         assert console == ([] if kind == "desktop" else ["wechatSign: config:invalid url domain"])
@@ -931,6 +944,23 @@ class TestTheSnippetOfTheManuals:
         tab.js("new Promise(resolve => setTimeout(resolve, 200))")
         assert said + tab.tab.console == []  # type: ignore[attr-defined]
         assert tab.asked() == []
+
+    @pytest.mark.parametrize("number", [0, 1])
+    @pytest.mark.parametrize("hangs", [True, False])
+    def test_no_server_keeps_the_page_from_being_painted(
+        self, phone: OpenPhone, site: Site, hangs: bool, number: int
+    ) -> None:
+        """One that accepts and hangs, and none at all."""
+        with socket.create_server(("127.0.0.1", 0)) as there:
+            address = f"http://127.0.0.1:{there.getsockname()[1]}"
+            if not hangs:
+                there.close()
+            snippet = snippets()[number].replace("https://sign.example.com", address)
+            tab = phone("Android")
+            page = tab.tab.page  # type: ignore[attr-defined]
+            page.goto(site(BRIDGE + snippet + "<p>painted"), wait_until="commit")
+            tab.waits("performance.getEntriesByName('first-contentful-paint').length")
+        assert [said for said in tab.tab.console if "ERR_" not in said] == []  # type: ignore[attr-defined]
 
     @staticmethod
     def paste(tab: Phone, site: Site, signing: Signing, number: int) -> str:

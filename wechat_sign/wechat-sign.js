@@ -1,13 +1,15 @@
-/* wechatSign(share) makes a page share as it should inside WeChat. Load WeChat's own script,
-   https://res.wx.qq.com/open/js/jweixin-1.6.0.js, and this one, then call it once:
+/* Makes a page share as it should inside WeChat, beside WeChat's own script,
+   https://res.wx.qq.com/open/js/jweixin-1.6.0.js. Both may come late, and in any order:
 
-     wechatSign(function () { return { title: '…', desc: '…', imgUrl: 'https://…' } })
+     <script>window.wechatShare = function () { return { title: '…', desc: '…' } }</script>
+     <script async src="…/jweixin-1.6.0.js"></script><script async src="…/wechat-sign.js"></script>
 
    The function is called for each route of a single-page app; an object does where nothing changes.
    What is missing is taken from the page: title, description, og:image and, as link, its address.
-   A title that comes late is taken, too; when other data does, call wechatSign() again. Its Promise
-   tells when WeChat has the data, or why not; so does the console, in WeChat alone: needs no catch.
-   Where scripts are imported, copied or bundled, the second argument has WeChat's, and the server:
+   A title that comes late is taken, too; when other data does, call wechatSign() again, once it is
+   there. wechatSign(share, options) does the same as wechatShare; its Promise tells when WeChat has
+   the data, or why not; so does the console, in WeChat alone: needs no catch. In the options are
+   WeChat's script, where that is imported, and the server, where this one is copied or bundled:
    {wx: wx, server: 'https://sign.example.com'}; or data-server="…" on this script's tag. */
 
 (function () {
@@ -44,9 +46,11 @@
   function meta(is) { return (document.querySelector('meta[' + is + ']') || {}).content || '' }
   function warn(error) { if (inside) console.warn('wechatSign: ' + error.message) }
   function problem(message, facts) { return Object.assign(new Error(message), facts) }
-  function within(promise, error) {
-    var late = new Promise(function (resolve, reject) { setTimeout(reject, PATIENCE, error) })
-    return Promise.race([promise, late])
+  function rest(ms) { return new Promise(function (resolve) { setTimeout(resolve, ms) }) }
+  function within(promise, message, facts) {
+    return Promise.race([promise, rest(PATIENCE).then(function () {
+      throw problem(message, facts)
+    })])
   }
   function judge(answer) { // `function not exist`: an old app, which has the old names
     if (!/:(ok|function not exist)$/.test(answer.errMsg)) throw new Error(answer.errMsg)
@@ -75,7 +79,7 @@
     }, function () {
       throw problem('no answer of ' + at + ' can be read: it is down, a proxy answers for it, or ' +
         'its page_hosts lacks ' + location.hostname, facts)
-    }), problem(at + ' does not answer', facts))
+    }), at + ' does not answer', facts)
   }
   // Resolves when WeChat accepts, rejects with its message. Does nothing for what is stale by then.
   function configure(config, stale) {
@@ -102,7 +106,7 @@
       }
       if (window.WeixinJSBridge) ready()
       else document.addEventListener('WeixinJSBridgeReady', ready)
-    }).then(judge), problem('WeChat does not answer wx.config', { silent: true }))
+    }).then(judge), 'WeChat does not answer wx.config', { silent: true })
   }
   // By the likelier url and, after `invalid signature`, once more: by the other, or afresh.
   function sign(place) {
@@ -135,17 +139,28 @@
             link: data.link || location.href, imgUrl: data.imgUrl || meta('property="og:image"'),
             complete: resolve
           })
-        }).then(judge), problem('WeChat does not answer ' + name))
+        }).then(judge), 'WeChat does not answer ' + name)
       }))
     })
     return Promise.race([new Promise(function (resolve) { leave = resolve }), told])
   }
   function signAndShare() { return sign(0).then(share) }
+  function script() { // resolves when WeChat's is there, which may be loaded after this one
+    var looks = PATIENCE / SETTLED
+    return within(new Promise(function (resolve) {
+      (function look() {
+        sdk = sdk || (window.wx && window.wx.config ? window.wx : window.jWeixin)
+        if (sdk) resolve()
+        else if (looks--) setTimeout(look, SETTLED)
+      })()
+    }), 'WeChat\'s script jweixin-1.6.0.js is not here; {wx: wx} hands it in')
+  }
   function attempt() {
-    sdk = sdk || (window.wx && window.wx.config ? window.wx : window.jWeixin)
-    if (!inside) throw new Error('this page is not open inside WeChat')
-    if (!sdk) throw new Error('WeChat\'s script jweixin-1.6.0.js is not here; {wx: wx} hands it in')
+    if (!inside) return
     if (!server) throw new Error('which signing server? Name it: {server: …} or data-server="…"')
+    return script().then(shareOrSign)
+  }
+  function shareOrSign() {
     // Rights that are there are used first: what fails after that takes nothing away.
     if (!signed || signed.url !== urls()[0]) return signAndShare()
     return share().then(function () {
@@ -156,7 +171,7 @@
   // One attempt at a time; who comes meanwhile gets the newest one's outcome.
   function work() {
     var mine = turn
-    return new Promise(function (resolve) { setTimeout(resolve, SETTLED) }).then(function () {
+    return rest(SETTLED).then(function () {
       if (mine === turn) return attempt()
     }).then(function () {}, function (error) { return error }).then(function (error) {
       if (mine !== turn) return work()
@@ -196,4 +211,5 @@
   if (window.MutationObserver) new MutationObserver(titleChanged).observe(document.head, {
     childList: true, subtree: true, characterData: true
   })
+  if (window.wechatShare) window.wechatSign(window.wechatShare)
 })()
