@@ -137,6 +137,53 @@ class TestSharing:
             "imgUrl": "https://a/b",
         }
 
+    @pytest.mark.parametrize(
+        ("written", "shared"),
+        [
+            ("/i.png", "{base}/i.png"),
+            ("./i.png?x=1", "{base}/assets/i.png?x=1"),
+            ("?x=1", "{base}/assets/?x=1"),
+            ("//cdn.example.com/i.png", "http://cdn.example.com/i.png"),
+            ("HTTPS://a/中.png?", "HTTPS://a/中.png?"),
+            ("data:image/png;base64,AA==", "data:image/png;base64,AA=="),
+        ],
+    )
+    def test_addresses_are_made_whole_by_the_pages_base_and_a_picture_that_is_none_is_told(
+        self, phone: OpenPhone, site: Site, signing: Signing, written: str, shared: str
+    ) -> None:
+        before = f'<base href="/assets/"><meta name="og:image" content="{written}">' + WEIXIN
+        call = f"window.outcome = wechatSign({{link: {written!r}}})" + SAY
+        tab = phone("Android")
+        base = site(page(signing, call, before=before))
+        tab.open(base + "/app/one")
+        assert tab.outcome() == "shared"
+        whole = shared.replace("{base}", base)
+        tab.shared(link=whole, imgUrl=whole)
+        warned = ["wechatSign: no phone shows a picture of data: or blob:"]
+        assert tab.tab.console == warned * written.startswith("data:")  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize(
+        ("opened", "link"),
+        [
+            ("/?code=c&state=s", "/"),
+            ("/?a=1&code=c&state=&b=2", "/?a=1&b=2"),
+            ("/?code=c&state=STATE&from=timeline&a=1#/x", "/?a=1#/x"),
+            ("/?a=1&from=singlemessage&isappinstalled=0#/x", "/?a=1#/x"),
+            ("/?from=groupmessage&a=1&isappinstalled=0", "/?a=1"),
+            ("/?a=1&code=c&state=s#wechat_redirect", "/?a=1"),
+            ("/?code=SAVE10&from=paris&state=s&x&&#", "/?code=SAVE10&from=paris&state=s&x&&#"),
+        ],
+    )
+    def test_the_default_link_lacks_what_wechat_added_and_what_is_signed_has_it(
+        self, phone: OpenPhone, site: Site, signing: Signing, opened: str, link: str
+    ) -> None:
+        tab = phone("Android")
+        base = site(page(signing))
+        tab.open(base + opened)
+        assert tab.outcome() == "shared"
+        tab.shared(link=base + link)
+        assert tab.asked() == [base + opened.partition("#")[0]]
+
     def test_a_page_whose_data_comes_late_calls_again(
         self, either: OpenPhone, site: Site, signing: Signing
     ) -> None:

@@ -5,12 +5,7 @@
      <script async src="…/jweixin-1.6.0.js"></script><script async src="…/wechat-sign.js"></script>
 
    The function is called for each route of a single-page app; an object does where nothing changes.
-   What is missing is taken from the page: title, description, og:image and, as link, its address.
-   A title that comes late is taken, too; when other data does, call wechatSign() again, once it is
-   there. wechatSign(share, options) does the same as wechatShare; its Promise tells when WeChat has
-   the data, or why not; so does the console, in WeChat alone: needs no catch. In the options are
-   WeChat's script, where that is imported, and the server, where this one is copied or bundled:
-   {wx: wx, server: 'https://sign.example.com'}; or data-server="…" on this script's tag. */
+   The manual has the rest. */
 
 (function () {
   'use strict'
@@ -42,9 +37,23 @@
   function urls() { // that WeChat may take for the page's, the likelier first; a Mac may be an iPad
     return keepsEntry ? [entry, pageUrl()] : [pageUrl(), /Mac/.test(agent) ? entry : pageUrl()]
   }
+  function absolute(url) { // by the document's base, as links are
+    return !url || /^[a-z]+:/i.test(url) ? url
+      : Object.assign(document.createElement('a'), { href: url }).href
+  }
+  function address() { // without what WeChat added for one reader, or for once
+    var theirs = 'code=[^&#]*&state=[^&#]*|from=(singlemessage|groupmessage|timeline)'
+    return location.href.replace('#wechat_redirect', '').replace(
+      new RegExp('([?&])((' + theirs + '|isappinstalled=\\d)(&|(?=#|$)))+', 'g'),
+      function (all, lead, last, name, from, more) { return more ? lead : '' })
+  }
   function copy(value) { return JSON.parse(JSON.stringify(value)) } // for WeChat to rename in it
   function meta(is) { return (document.querySelector('meta[' + is + ']') || {}).content || '' }
-  function warn(error) { if (inside) console.warn('wechatSign: ' + error.message) }
+  function says() { // the page of itself
+    return { title: document.title, desc: meta('name="description"'),
+      imgUrl: meta('property="og:image"') || meta('name="og:image"') }
+  }
+  function warn(error) { if (inside) console.warn('wechatSign: ' + (error.message || error)) }
   function problem(message, facts) { return Object.assign(new Error(message), facts) }
   function rest(ms) { return new Promise(function (resolve) { setTimeout(resolve, ms) }) }
   function within(promise, message, facts) {
@@ -130,15 +139,15 @@
   function share() {
     titled = document.title
     var told = Promise.resolve(typeof given === 'function' ? given() : given).then(function (data) {
-      data = data || {}
+      var card = says()
+      for (var name in card) card[name] = (data && data[name]) || card[name]
+      card.link = absolute(data && data.link) || address()
+      card.imgUrl = absolute(card.imgUrl)
+      if (/^(data|blob):/.test(card.imgUrl)) warn('no phone shows a picture of data: or blob:')
       return Promise.all(SHARING.map(function (name, place) {
         return sdk[name] && within(new Promise(function (resolve) {
           if (place > 1) resolve({ errMsg: ':ok' }) // that one only registers
-          sdk[name]({
-            title: data.title || document.title, desc: data.desc || meta('name="description"'),
-            link: data.link || location.href, imgUrl: data.imgUrl || meta('property="og:image"'),
-            complete: resolve
-          })
+          sdk[name](Object.assign({ complete: resolve }, card))
         }).then(judge), 'WeChat does not answer ' + name)
       }))
     })
