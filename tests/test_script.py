@@ -12,7 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from browser import KINDS, NPM, WEIXIN_COMMONJS, Phone, Signing, Site, npm_file
+from browser import (
+    KINDS,
+    NPM,
+    WEIXIN_COMMONJS,
+    Phone,
+    Signing,
+    Site,
+    WebKit,
+    bridge_for,
+    npm_file,
+)
 from conftest import OpenPhone
 from harness import ROOT, Fault, Sandbox, Start, eventually, unavailable
 from manuals import MANUALS, blocks_of
@@ -408,6 +418,39 @@ class TestRoutes:
         assert tab.asked() == [base + "/entry", base + "/two", base + "/entry"]
 
 
+class TestThePageThatComesBack:
+    """From the back-forward cache: no script runs but what listens to pageshow."""
+
+    def test_what_was_left_before_it_was_shared_is_shared(
+        self, webkit: WebKit, site: Site, start: Start, wechat: Sandbox
+    ) -> None:
+        held = threading.Event()
+        wechat.faults["getticket"] = Fault(hold=held)
+        server = start("[jssdk]", "page_hosts = 127.0.0.1", "debug = false").url
+        site.files |= {"/bridge.js": bridge_for("iOS", wechat), "/other": ""}
+        tab = Phone(webkit.tab(KINDS["iOS"].agent), wechat)
+        base = site(page(server, ROUTED))
+        tab.open(base + "/one")
+        tab.open(base + "/other")
+        held.set()
+        tab.js("void history.back()")
+        tab.waits("location.pathname === '/one'")
+        tab.shared(title="/one")
+
+    def test_what_was_shared_is_told_again(
+        self, webkit: WebKit, site: Site, signing: Signing
+    ) -> None:
+        site.files |= {"/bridge.js": bridge_for("iOS", signing.wechat), "/other": ""}
+        tab = Phone(webkit.tab(KINDS["iOS"].agent), signing.wechat)
+        base = site(page(signing, ROUTED))
+        tab.open(base + "/one")
+        assert tab.outcome() == "shared"
+        tab.open(base + "/other")
+        tab.js("void history.back()")
+        tab.waits("window.phone && phone.count('updateAppMessageShareData') === 2")
+        assert_all_good(tab, 1)
+
+
 class TestSecondTry:
     @pytest.mark.parametrize(
         ("problems", "expected"),
@@ -642,6 +685,43 @@ class TestReasons:
                 f"no answer of the signing server at {server} can be read: it is down, "
                 "a proxy answers for it, or its page_hosts lacks 127.0.0.1"
             )
+
+    @pytest.mark.parametrize("retry_after", ["", "2", "61"])
+    def test_what_may_pass_is_asked_for_once_more(
+        self, phone: OpenPhone, site: Site, signing: Signing, retry_after: str
+    ) -> None:
+        """A blink of the network, and a 503 that says when; not one that takes over a minute."""
+        exposed = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
+        broken = {"status": 503, "headers": {"Retry-After": retry_after, **exposed}, "body": "{}"}
+        asked: list[str] = []
+
+        def once(route: Any) -> None:
+            asked.append(route.request.url)
+            if len(asked) > 1:
+                route.continue_()
+            elif retry_after:
+                route.fulfill(**broken)
+            else:
+                route.abort()
+
+        tab = phone("Android")
+        tab.tab.page.route("**/getApi?*", once)  # type: ignore[attr-defined]
+        tab.open(site(page(signing, before=WEIXIN + HURRY)))
+        assert ("answers 503" in tab.outcome()) is (retry_after == "61")
+        assert len(asked) == 1 + (retry_after != "61")
+
+    def test_a_network_that_was_away_for_long_is_noticed(
+        self, phone: OpenPhone, site: Site, signing: Signing
+    ) -> None:
+        tab = phone("Android")
+        tab.open(site(page(signing, ROUTED, before=WEIXIN + HURRY)))
+        assert tab.outcome() == "shared"
+        network = tab.tab.page.context  # type: ignore[attr-defined]
+        network.set_offline(True)
+        tab.js(f"history.pushState({{}}, '', '/two'), window.next = wechatSign(){SAY}")
+        assert "no answer of the signing server" in tab.outcome("next")
+        network.set_offline(False)
+        tab.shared(title="/two")
 
     def test_a_refusing_wechat_is_told(
         self, phone: OpenPhone, site: Site, start: Start, wechat: Sandbox

@@ -1,18 +1,16 @@
-/* Makes a page share as it should inside WeChat, beside WeChat's own script,
-   https://res.wx.qq.com/open/js/jweixin-1.6.0.js. Both may come late, and in any order:
+/* Makes a page share as it should inside WeChat, beside WeChat's own script. Both may come late:
 
      <script>window.wechatShare = function () { return { title: '…', desc: '…' } }</script>
      <script async src="…/jweixin-1.6.0.js"></script><script async src="…/wechat-sign.js"></script>
 
-   The function is called for each route of a single-page app; an object does where nothing changes.
-   The manual has the rest. */
+   The function is called for each route of a single-page app. The manual has the rest. */
 
 (function () {
   'use strict'
   if (typeof window === 'undefined' || window.wechatSign) return
-  var SHARING = ['updateAppMessageShareData', 'updateTimelineShareData',
-    // Android ignores the new names where the old are not there as well; old apps have no others.
-    'onMenuShareAppMessage', 'onMenuShareTimeline']
+  // Android ignores the new names where the old are not there as well; old apps have no others.
+  var SHARING = ['updateAppMessageShareData', 'updateTimelineShareData', 'onMenuShareAppMessage',
+    'onMenuShareTimeline']
   var PATIENCE = 15000 // ms for WeChat or the server to answer
   var SETTLED = 50     // ms without another route: what is quicker is a redirect
   var agent = navigator.userAgent
@@ -24,14 +22,12 @@
   var now = document.currentScript, tag = now instanceof HTMLScriptElement && now // no <img name>
   var own = /(https?:\/\/[^\s()@]*)\/wechat-sign\.js/.exec(tag ? tag.src : new Error().stack)
   var server = (tag && tag.getAttribute('data-server')) || (own && own[1]) || '' // no tag: a module
-  var sdk = null     // WeChat's script
-  var given = null   // what to share, or the function that says it
+  var sdk, given     // WeChat's script; what to share, or the function that says it
   var signed = null  // what WeChat accepted last: the url, where the page was, its open tags
   var seen = location.href
   var turn = 0       // only the last call or route counts
-  var working = null // the Promise of all who wait
-  var leave = null   // ends the wait for WeChat to take what is no longer wanted
-  var titled = null  // the page's title when it was shared
+  var working, leave // the Promise of all who wait; ends a wait for what is no longer wanted
+  var offline, titled = null // no server was reached; the page's title when it was shared
 
   function pageUrl(href) { return (href || location.href).split('#')[0] }
   function urls() { // that WeChat may take for the page's, the likelier first; a Mac may be an iPad
@@ -56,6 +52,7 @@
   function warn(error) { if (inside) console.warn('wechatSign: ' + (error.message || error)) }
   function problem(message, facts) { return Object.assign(new Error(message), facts) }
   function rest(ms) { return new Promise(function (resolve) { setTimeout(resolve, ms) }) }
+  function left() { return new Promise(function (resolve) { leave = resolve }) }
   function within(promise, message, facts) {
     return Promise.race([promise, rest(PATIENCE).then(function () {
       throw problem(message, facts)
@@ -70,33 +67,42 @@
   function fetchConfig(url) {
     var facts = { sent: url, status: 0 }, at = 'the signing server at ' + server
     return within(fetch(server.replace(/\/$/, '') + '/getApi?url=' + encodeURIComponent(url), {
-      // The whole Referer tells the server what is meant where a url can be read in two ways.
-      referrerPolicy: 'no-referrer-when-downgrade'
+      referrerPolicy: 'no-referrer-when-downgrade' // tells the server what can be read in two ways
     }).then(function (answer) {
-      return answer.json().catch(function () {}).then(function (body) {
-        var arrived = answer.headers.get('Signed-Url') // the first 2048 characters of it, if any
+      offline = false
+      return answer.json().catch(Object).then(function (body) {
+        var arrived = answer.headers.get('Signed-Url') // its first 2048 characters, if it is there
         body = body || {}
         facts = { sent: url, status: answer.status, reason: body.error, errcode: body.errcode }
-        if (!answer.ok || !body.signature) {
-          throw problem(at + ' answers ' + answer.status + (body.error ? ': ' + body.error
-            : ' and not its JSON: is /getApi handed on to it?'), facts)
-        }
+        if (answer.status === 503) facts.retry = Number(answer.headers.get('Retry-After'))
+        if (!answer.ok || !body.signature) throw problem(at + ' answers ' + answer.status +
+          (body.error ? ': ' + body.error :
+            ' and not its JSON: is /getApi handed on to it?'), facts)
+        facts.signed = arrived
         if (arrived === null || arrived === url.slice(0, 2048)) return body
         throw problem('a proxy between this page and the server changed the url: ' + url +
-          ' was sent, ' + arrived + ' was signed', Object.assign(facts, { signed: arrived }))
+          ' was sent, ' + arrived + ' was signed', facts)
       })
     }, function () {
+      offline = facts.retry = 2
       throw problem('no answer of ' + at + ' can be read: it is down, a proxy answers for it, or ' +
         'its page_hosts lacks ' + location.hostname, facts)
     }), at + ' does not answer', facts)
+  }
+  function ask(url) { // once more after what may pass by itself, unless it is over a minute
+    return fetchConfig(url).catch(function (error) {
+      if (!(error.retry > 0 && error.retry <= 60)) throw error
+      var stopped = left().then(function () { throw error })
+      return Promise.race([rest(error.retry * 1000), stopped]).then(fetchConfig.bind(null, url))
+    })
   }
   // Resolves when WeChat accepts, rejects with its message. Does nothing for what is stale by then.
   function configure(config, stale) {
     return within(new Promise(function (resolve) {
       function ready() {
         var bridge = window.WeixinJSBridge, invoke = bridge.invoke, script = sdk || window.wx
-        // WeChat's script has one wx.error for everybody, calls it with failures of long ago, and
-        // tells success but once. So this listens to the answer, once that script has worded it.
+        // wx.error is one for everybody, told of failures of long ago; wx.ready comes but once. So
+        // this listens to the answer, once WeChat's script has worded it.
         function listening(name, args, answered) {
           var ours = name === 'preVerifyJSAPI' && args.verifySignature === config.signature
           return invoke.call(bridge, name, args, ours ? function (answer) {
@@ -122,7 +128,7 @@
     var url = urls()[place]
     function stale() { return url !== urls()[place] }
     function other(name) { return SHARING.indexOf(name) < 0 }
-    return fetchConfig(url).then(function (config) {
+    return ask(url).then(function (config) {
       config.jsApiList = SHARING.concat(config.jsApiList.filter(other))
       signed = null // WeChat takes rights away where it refuses
       return configure(config, stale).then(function () {
@@ -151,7 +157,7 @@
         }).then(judge), 'WeChat does not answer ' + name)
       }))
     })
-    return Promise.race([new Promise(function (resolve) { leave = resolve }), told])
+    return Promise.race([left(), told])
   }
   function signAndShare() { return sign(0).then(share) }
   function script() { // resolves when WeChat's is there, which may be loaded after this one
@@ -159,8 +165,7 @@
     return within(new Promise(function (resolve) {
       (function look() {
         sdk = sdk || (window.wx && window.wx.config ? window.wx : window.jWeixin)
-        if (sdk) resolve()
-        else if (looks--) setTimeout(look, SETTLED)
+        sdk ? resolve() : looks-- && setTimeout(look, SETTLED)
       })()
     }), 'WeChat\'s script jweixin-1.6.0.js is not here; {wx: wx} hands it in')
   }
@@ -196,8 +201,7 @@
     return working
   }
   function routeChanged() {
-    if (location.href !== seen && given) again()
-    seen = location.href
+    if (seen !== (seen = location.href) && given) again()
   }
   function titleChanged() { if (!working && titled !== null && titled !== document.title) again() }
 
@@ -217,6 +221,8 @@
     }
   })
   addEventListener('popstate', routeChanged) // of the fragment, too
+  addEventListener('online', function () { if (offline && given) again() })
+  addEventListener('pageshow', function (event) { if (event.persisted && given) again() })
   if (window.MutationObserver) new MutationObserver(titleChanged).observe(document.head, {
     childList: true, subtree: true, characterData: true
   })
