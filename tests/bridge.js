@@ -56,7 +56,8 @@
       const problem = call.problem = problemOf(args, signed)
       return () => {
         rights[signed] = problem ? [] : [...args.verifyJsApiList] // a failure sets them back
-        return { err_msg: 'pre_verify_jsapi:' + (problem ? 'fail_' + problem : 'ok') }
+        const more = setup.tells && problem === 'invalid_signature' ? { realAuthUrl: signed } : {}
+        return { err_msg: 'pre_verify_jsapi:' + (problem ? 'fail_' + problem : 'ok'), ...more }
       }
     },
     checkJsApi (args) {

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -70,6 +71,28 @@ def npm_file(package: str, path: str) -> str:
             with suppress(OSError):  # another run was quicker
                 (Path(made) / "package").rename(folder)
     return (folder / path).read_text(encoding="utf-8")
+
+
+def made_by_chromium_69(url: str, kind: str) -> str:
+    """The document that a page becomes, 360 px wide, in an engine as old as some phones have."""
+    package = "chrome-aws-lambda@1.6.3"
+    npm_file(package, "package.json")
+    program = NPM / package / "chromium"
+    if not program.exists():
+        packed = NPM / package / "bin" / "chromium-69.0.3494.0.br"
+        unpack = """const [from, to] = process.argv.slice(1), fs = require('fs')
+            const made = require('zlib').brotliDecompressSync(fs.readFileSync(from))
+            fs.writeFileSync(to, made, {mode: 0o755})"""
+        node = str(shutil.which("node"))
+        subprocess.run([node, "-e", unpack, str(packed), str(program)], check=True)
+    flags = (
+        "headless no-sandbox single-process no-zygote disable-gpu disable-dev-shm-usage dump-dom"
+    )
+    command = [str(program), *(f"--{flag}" for flag in flags.split()), "--window-size=360,800"]
+    command += [f"--user-agent={KINDS[kind].agent}", "--virtual-time-budget=9000", url]
+    return subprocess.run(
+        command, stdout=PIPE, stderr=DEVNULL, timeout=60, check=True
+    ).stdout.decode()
 
 
 @dataclass(frozen=True)
@@ -129,7 +152,8 @@ KINDS: Final = {
 def bridge_for(kind: str, wechat: Sandbox, **more: Any) -> str:
     """bridge.js for a kind of phone that asks this WeChat. `more` goes to its setup:
     `when` the bridge comes (early, late, never), `problems` to find before any check of its own,
-    `lacks` and `silent`: functions, `answers` by function, `delay` and `delays` in ms, `sealed`."""
+    `lacks` and `silent`: functions, `answers` by function, `delay` and `delays` in ms, `sealed`,
+    and whether it `tells` the url that it took."""
     setup = {
         "ticket": wechat.ticket,
         "appid": wechat.appid,
@@ -144,6 +168,7 @@ def bridge_for(kind: str, wechat: Sandbox, **more: Any) -> str:
         "silent": [],
         "answers": {},
         "sealed": False,
+        "tells": False,
     }
     return BRIDGE.replace("__SETUP__", json.dumps({**setup, **more}))
 

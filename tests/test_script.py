@@ -21,6 +21,7 @@ from browser import (
     Site,
     WebKit,
     bridge_for,
+    made_by_chromium_69,
     npm_file,
 )
 from conftest import OpenPhone
@@ -76,10 +77,10 @@ def noting(messages: list[str]) -> Callable[[Any], None]:
     return note
 
 
-def assert_all_good(tab: Phone, count: int) -> None:
+def assert_all_good(tab: Phone, count: int, asked: int | None = None) -> None:
     """So often the server was asked, and the phone, and none of it was refused."""
     assert [call["problem"] for call in tab.configs()] == [""] * count
-    assert len(tab.asked()) == count
+    assert len(tab.asked()) == (count if asked is None else asked)
 
 
 class TestSharing:
@@ -331,7 +332,100 @@ class TestQuickRoutes:
         assert (tab.outcome("first"), tab.outcome("second")) == (said, said)
 
 
+class TestChangesThatGoOn:
+    """What a page does every few ms costs next to nothing, and is shared in the end."""
+
+    @pytest.mark.parametrize(
+        ("kind", "call", "change", "every", "calls", "shares"),
+        [
+            # A blinking title that is not shared, and a marquee.
+            ("iOS", CALL, "document.title = 'x' + count % 2", 50, 1, (1, 1)),
+            ("Android", "wechatSign()", "document.title = 'x' + count", 100, 1, (3, 8)),
+            # A scroll spy: where each url is signed, and where none is.
+            ("Android", ROUTED, "history.replaceState({}, '', '/at/' + count)", 100, 4, (1, 4)),
+            ("iOS", ROUTED, "history.replaceState({}, '', '/at/' + count)", 40, 1, (3, 8)),
+            ("Android", ROUTED, "location.hash = '/at/' + count", 40, 1, (3, 8)),
+        ],
+    )
+    def test_they_are_told_once_a_second_and_signed_when_they_end(
+        self,
+        phone: OpenPhone,
+        site: Site,
+        signing: Signing,
+        kind: str,
+        call: str,
+        change: str,
+        every: int,
+        calls: int,
+        shares: tuple[int, int],
+    ) -> None:
+        tab = phone(kind)
+        base = site(page(signing, call))
+        tab.open(base + "/")
+        tab.shared()
+        tab.js(
+            f"""new Promise(resolve => {{
+              let count = 0
+              const timer = setInterval(() => {{
+                {change}
+                if (++count * {every} < 3000) return
+                clearInterval(timer)
+                resolve()
+              }}, {every})
+            }})"""
+        )
+        told = tab.js("phone.count('updateAppMessageShareData')")
+        assert shares[0] <= told <= shares[1]
+        tab.waits("phone.friend.link === location.href")
+        if call != CALL:
+            tab.waits(
+                "phone.friend.title === (/at/.test(location) ? location.pathname : document.title)"
+            )
+        assert len(tab.asked()) <= calls
+
+
 class TestRoutes:
+    def test_a_route_of_the_navigation_api_is_one(
+        self, phone: OpenPhone, site: Site, signing: Signing
+    ) -> None:
+        tab = phone("Android")
+        base = site(page(signing))
+        tab.open(base + "/one")
+        assert tab.outcome() == "shared"
+        tab.js("navigation.addEventListener('navigate', event => event.intercept())")
+        tab.js("void navigation.navigate('/two')")
+        tab.shared(link=base + "/two")
+
+    def test_an_object_is_for_the_page_that_it_was_given_on(
+        self, either: OpenPhone, site: Site, signing: Signing
+    ) -> None:
+        """An anchor, and the OAuth code that a page takes out of its url, make no other page."""
+        tab = either("iOS")
+        base = site(page(signing))
+        tab.open(base + "/one?code=c&state=s")
+        for push, title in (
+            ("#top", "T"),
+            ("/one", "T"),
+            ("/two", "的 page"),
+            ("/one", "T"),
+            ("/one#/two", "的 page"),
+        ):
+            tab.js(f"history.replaceState({{}}, '', '{push}')")
+            tab.shared(title=title, link=base + push.replace("#top", "/one#top"))
+
+    @pytest.mark.parametrize("name", ["description", "og:image"])
+    def test_a_description_or_an_image_that_comes_late_is_shared(
+        self, either: OpenPhone, site: Site, signing: Signing, name: str
+    ) -> None:
+        tab = either("Android")
+        meta = f"<meta name='{name}' content='https://a/early'>"
+        tab.open(site(page(signing, "wechatSign()", before=meta + WEIXIN)))
+        key = {"description": "desc", "og:image": "imgUrl"}[name]
+        tab.shared(**{key: "https://a/early"})
+        tab.js(f"void (document.querySelector('[name=\"{name}\"]').content = 'https://a/late')")
+        tab.shared(**{key: "https://a/late"})
+        assert_all_good(tab, 1)
+
     @pytest.mark.parametrize("kind", ["iOS", "Android"])
     def test_back_and_forward_are_routes(
         self, either: OpenPhone, site: Site, signing: Signing, kind: str
@@ -346,7 +440,8 @@ class TestRoutes:
         tab.shared(title="/one", link=base + "/one")
         tab.js("history.forward()")
         tab.shared(title="/two", link=base + "/two")
-        assert_all_good(tab, 1 if kind == "iOS" else 4)
+        # A signature serves again for a minute.
+        assert_all_good(tab, *((1, 1) if kind == "iOS" else (4, 2)))
 
     @pytest.mark.parametrize("kind", ["iOS", "Android"])
     @pytest.mark.parametrize(
@@ -480,6 +575,97 @@ class TestSecondTry:
         tab.shared(title="/three")
         assert tab.asked() == [base + "/one", base + "/two", base + "/three"]
 
+    @pytest.mark.parametrize("keeps_entry", [True, False])
+    def test_the_url_that_wechat_says_it_took_is_signed_and_kept(
+        self, either: OpenPhone, site: Site, signing: Signing, keeps_entry: bool
+    ) -> None:
+        tab = either("iOS", keepsEntry=keeps_entry, tells=True)
+        # The page that the bridge takes for the entry is one that the script can't know of.
+        real = "/real" if keeps_entry else "/two"
+        forget = """
+          const all = performance.getEntriesByType.bind(performance)
+          performance.getEntriesByType = type => type === 'navigation' ? [] : all(type)
+          history.replaceState({}, '', '/two')
+        """
+        call = f"window.outcome = wechatSign(() => ({{title: location.pathname}})){SAY}"
+        ours = f"<script>{forget}</script>" + OURS
+        base = site(page(signing, call, ours=ours))
+        tab.open(base + ("/real" if keeps_entry else "/one"))
+        assert tab.outcome() == "shared"
+        tab.js("history.pushState({}, '', '/three')")
+        tab.shared(title="/three")
+        last = "/three" if not keeps_entry else real
+        assert tab.asked()[-1] == base + last
+        assert [call["problem"] for call in tab.configs()][-1] == ""
+
+    def test_a_service_worker_that_keeps_all_answers_is_passed_by(
+        self, phone: OpenPhone, site: Site, signing: Signing
+    ) -> None:
+        site.files["/worker.js"] = """
+          addEventListener('activate', event => event.waitUntil(clients.claim()))
+          addEventListener('fetch', event => event.respondWith((async () => {
+            const cache = await caches.open('all'), kept = await cache.match(event.request)
+            if (kept) return kept
+            const answer = await fetch(event.request)
+            await cache.put(event.request, answer.clone())
+            return answer
+          })()))
+        """
+        tab = phone("Android", problems=["invalid_signature"])
+        worker = (
+            """
+          window.outcome = navigator.serviceWorker.register('/worker.js').then(() =>
+            navigator.serviceWorker.controller ||
+            new Promise(done => navigator.serviceWorker.addEventListener('controllerchange', done))
+          ).then(() => wechatSign({title: 'T'}))"""
+            + SAY
+        )
+        tab.open(site(page(signing, worker)))
+        assert tab.outcome() == "shared"
+        first, second = tab.configs()
+        assert first["args"]["verifySignature"] != second["args"]["verifySignature"]
+
+
+class TestConfigAlone:
+    """For a page that scans, and shares nothing or shares, too."""
+
+    SCAN = "window.outcome = wechatSign.config({jsApiList: ['scanQRCode']})" + SAY
+
+    @pytest.mark.parametrize("kind", ["iOS", "Android"])
+    def test_the_pages_own_list_is_what_wechat_gets(
+        self, either: OpenPhone, site: Site, signing: Signing, kind: str
+    ) -> None:
+        tab = either(kind)
+        tab.open(site(page(signing, self.SCAN)) + "/one")
+        assert tab.outcome() == "shared"
+        assert tab.calls("preVerifyJSAPI")[0]["args"]["verifyJsApiList"] == ["scanQRCode"]
+        tab.js("history.pushState({}, '', '/two')")
+        tab.waits(f"phone.count('preVerifyJSAPI') === {1 if kind == 'iOS' else 2}")
+        assert tab.calls("updateAppMessageShareData") == []
+        tab.js("void wechatSign({title: 'T'})")
+        tab.shared(title="T")
+        assert "scanQRCode" in tab.calls("preVerifyJSAPI")[-1]["args"]["verifyJsApiList"]
+
+    @pytest.mark.parametrize(
+        "first", ["wechatSign({title: 'T'}); %s", "%s; wechatSign({title: 'T'})"]
+    )
+    def test_with_sharing_it_is_one_config(
+        self, either: OpenPhone, site: Site, signing: Signing, first: str
+    ) -> None:
+        tab = either("Android")
+        tab.open(site(page(signing, first % self.SCAN)))
+        assert tab.outcome() == "shared"
+        tab.shared(title="T")
+        assert_all_good(tab, 1)
+
+    def test_outside_wechat_it_does_nothing(
+        self, phone: OpenPhone, site: Site, signing: Signing
+    ) -> None:
+        tab = phone("desktop")
+        tab.open(site(page(signing, self.SCAN)))
+        assert tab.outcome() == "shared"
+        assert tab.asked() == []
+
 
 class TestImported:
     COMMONJS = "const module = {exports: {}}; %s; export default module.exports"
@@ -497,7 +683,7 @@ class TestImported:
         assert tab.outcome() == "shared"
         assert tab.js("typeof window.wx") == "undefined"
         tab.js("history.pushState({}, '', '/two')")
-        tab.shared(title="T", link=base + "/two")
+        tab.shared(title="的 page", link=base + "/two")
 
     @pytest.mark.parametrize("kind", ["iOS", "Android"])
     def test_it_may_come_later(
@@ -617,7 +803,39 @@ class TestCopied:
     ) -> None:
         tab = either("Android")
         tab.open(site(page(signing, before="<script>fetch = undefined</script>" + WEIXIN)))
-        assert "fetch" in tab.outcome()
+        assert tab.outcome() == "this browser is too old: no fetch"
+
+    def test_a_relative_address_is_the_pages_own_whatever_its_base_is(
+        self, phone: OpenPhone, site: Site, signing: Signing
+    ) -> None:
+        site.server = signing.url
+        site.files |= {"/share.js": SCRIPT, "/app/one": ""}
+        tab = phone("Android")
+        before = '<base href="https://cdn.example.com/">' + WEIXIN.replace(
+            "/jweixin", "{here}/jweixin"
+        )
+        html = page(signing, before=before, ours='<script src="{here}/share.js" data-server="/">')
+        here = f"http://127.0.0.1:{site.port}"
+        tab.tab.page.route(  # type: ignore[attr-defined]
+            "**/app/one",
+            lambda route: route.fulfill(
+                body=html.replace("{here}", here).replace("><script>", "></script><script>", 1),
+                content_type="text/html; charset=utf-8",
+            ),
+        )
+        tab.open(here + "/app/one")
+        assert tab.outcome() == "shared"
+
+    def test_a_frozen_history_throws_nothing(
+        self, phone: OpenPhone, site: Site, signing: Signing
+    ) -> None:
+        tab = phone("Android")
+        before = "<script>Object.freeze(history)</script>" + WEIXIN
+        base = site(page(signing, ROUTED, before=before))
+        tab.open(base + "/one")
+        assert tab.outcome() == "shared"
+        tab.js("history.pushState({}, '', '/two')")
+        tab.shared(title="/two")
 
     def test_a_server_that_renders_pages_can_import_it(self) -> None:
         node = shutil.which("node")
@@ -731,6 +949,41 @@ class TestReasons:
         tab.open(site(page(start("[jssdk]", "page_hosts = 127.0.0.1").url)))
         assert "answers 502: WeChat refuses with errcode 40164" in tab.outcome()
 
+    @pytest.mark.parametrize(
+        ("kind", "html", "said"),
+        [
+            ("WeCom", "{page}", "in WeCom pages share by WeCom's own script"),
+            ("Android", "{frame}", "in a frame WeChat does nothing: open the page itself"),
+            (
+                "Android",
+                "<script>__wxjs_environment = 'miniprogram'</script>{page}",
+                "in a mini program pages do not share: its own onShareAppMessage does",
+            ),
+            (
+                "Android",
+                "<meta http-equiv=Content-Security-Policy content=\"connect-src 'none'\">{page}",
+                "no answer of the signing server at {server} can be read: "
+                "its Content-Security-Policy forbids {server}",
+            ),
+        ],
+    )
+    def test_where_nothing_can_be_shared_that_is_told_by_name(
+        self, either: OpenPhone, site: Site, signing: Signing, kind: str, html: str, said: str
+    ) -> None:
+        tab = either(kind)
+        whole = page(signing, "(window.top || window).outcome = wechatSign({})" + SAY)
+        frame = f"<iframe srcdoc='{whole.replace(chr(39), '&#39;')}'></iframe>"
+        tab.open(site(html.replace("{page}", whole).replace("{frame}", frame)))
+        assert tab.outcome().startswith(said.replace("{server}", signing.url))
+
+    def test_data_that_never_come_are_told(
+        self, phone: OpenPhone, site: Site, signing: Signing
+    ) -> None:
+        tab = phone("Android")
+        call = "window.outcome = wechatSign(() => new Promise(() => {}))" + SAY
+        tab.open(site(page(signing, call, before=WEIXIN + HURRY)))
+        assert tab.outcome() == "what to share is never told"
+
     @pytest.mark.parametrize("setup", [{"when": "never"}, {"silent": ["preVerifyJSAPI"]}])
     def test_a_wechat_that_never_answers_is_told(
         self, either: OpenPhone, site: Site, signing: Signing, setup: dict[str, Any]
@@ -772,7 +1025,7 @@ class TestWhatWorked:
         names = [call["name"] for call in tab.js("phone.calls")]
         second = len(names) - names[::-1].index("preVerifyJSAPI")
         assert names[:second].count("updateAppMessageShareData") == 2
-        assert_all_good(tab, 2)
+        assert_all_good(tab, 2, 1)
         assert tab.calls("preVerifyJSAPI")[1]["args"]["verifyOpenTagList"] == ["wx-open-launch-app"]
 
     def test_on_ios_routes_are_shared_while_the_server_is_down(
@@ -948,6 +1201,15 @@ class TestOddPhones:
         else:
             assert tab.js("next") == "shared"
             tab.shared(title="/two", link=base + "/two")
+
+    @pytest.mark.parametrize("kind", ["iOS", "Android"])
+    def test_an_engine_of_2018_shares(self, site: Site, signing: Signing, kind: str) -> None:
+        site.files["/bridge.js"] = bridge_for(kind, signing.wechat)
+        routed = "; outcome.then(() => { history.pushState({}, '', '/two'); return wechatSign() })"
+        shown = ".then(() => { document.body.textContent = JSON.stringify(phone.friend) })"
+        base = site(page(signing, ROUTED + routed + shown))
+        told = made_by_chromium_69(base + "/one", kind)
+        assert f'{{"title":"/two","desc":"","link":"{base}/two","imgUrl":""}}' in told
 
     def test_wechat_10_is_not_taken_for_an_older_one_than_6(
         self, phone: OpenPhone, site: Site, signing: Signing
