@@ -78,9 +78,13 @@ PAGE_IN_QUERY = re.compile("(?:^|&)url=(.*)", re.DOTALL)
 _FILES = Path(__file__).with_name("wechat_sign")
 
 
-def with_gzip(text: str) -> tuple[bytes, bytes]:
-    """A constant text, and its gzip."""
-    return text.encode(), gzip.compress(text.encode(), 9)
+class Compressed:
+    """A constant text, its gzip and its hash."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode()
+        self.gzipped = gzip.compress(self.text, 9)
+        self.version = hashlib.sha256(self.text).hexdigest()[:12]
 
 
 def hashes_of(tag: str, html: str) -> str:
@@ -95,16 +99,16 @@ def without_comments(script: str) -> str:
     return re.sub(r"(?m)^ +(?://.*\n)?| +// .*$", "", script)
 
 
-_script = without_comments((_FILES / "wechat-sign.js").read_text(encoding="utf-8"))
-SCRIPT_HASH = hashlib.sha256(_script.encode()).hexdigest()[:12]
+SCRIPT = Compressed(without_comments((_FILES / "wechat-sign.js").read_text(encoding="utf-8")))
+TYPES = Compressed((_FILES / "wechat-sign.d.ts").read_text(encoding="utf-8"))
 _page = (
     (_FILES / "page.html")
     .read_text(encoding="utf-8")
     .replace("{{causes}}", json.dumps(CAUSES, ensure_ascii=False).replace("<", "\\u003c"))
-    .replace("{{version}}", SCRIPT_HASH)  # for caches
+    .replace("{{version}}", SCRIPT.version)  # for caches
     .replace("{{max_length}}", str(MAX_LENGTH))
 )
-SCRIPT, PAGE = with_gzip(_script), with_gzip(_page)
+PAGE = Compressed(_page)
 PAGE_POLICY = (
     f"default-src 'none'; style-src {hashes_of('style', _page)}; connect-src 'self'; "
     f"script-src {hashes_of('script', _page)} 'self' https://res.wx.qq.com "
@@ -122,6 +126,7 @@ class SigningApplication(Application):
             ("/getApi", GetApi),
             ("/healthz", Healthz),
             (r"/wechat-sign\.js", Script),
+            (r"/wechat-sign\.d\.ts", Types),
         ]
         if settings.server.page:
             routes.append(("/", Page))
@@ -211,13 +216,13 @@ class BaseHandler(RequestHandler):
         """Tornado looks for one that matches even where there is none."""
         return "Etag" in self._headers and super().check_etag_header()
 
-    def finish_compressed(self, text: bytes, gzipped: bytes) -> None:
+    def finish_compressed(self, body: Compressed) -> None:
         """Ends with a long text, gzipped for clients that accept it."""
         self.add_header("Vary", "Accept-Encoding")
         accepted = ACCEPTS_GZIP.search(self.request.headers.get("Accept-Encoding", ""))
         if accepted:
             self.set_header("Content-Encoding", "gzip")
-        self.finish(gzipped if accepted else text)
+        self.finish(body.gzipped if accepted else body.text)
 
     def finish_json(self, body: dict[str, Any]) -> None:
         """Ends with this; Chinese stays readable in a terminal."""
@@ -345,11 +350,13 @@ class Page(BaseHandler):
         self.set_header("Content-Security-Policy", PAGE_POLICY)
         self.set_header("X-Frame-Options", "DENY")
         self.set_header("Referrer-Policy", "same-origin")  # /getApi compares it with the url
-        self.finish_compressed(*PAGE)
+        self.finish_compressed(PAGE)
 
 
 class Script(BaseHandler):
     """`GET /wechat-sign.js`: the page's half, for any origin to load."""
+
+    kind, body = "text/javascript", SCRIPT
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
@@ -359,12 +366,18 @@ class Script(BaseHandler):
         self.clear_header("Vary")
 
     def get(self) -> None:
-        self.set_header("Content-Type", "text/javascript; charset=UTF-8")
+        self.set_header("Content-Type", f"{self.kind}; charset=UTF-8")
         self.set_header("Cache-Control", "public, max-age=3600")
-        self.finish_compressed(*SCRIPT)
+        self.finish_compressed(self.body)
 
     def compute_etag(self) -> str:
-        return f'W/"{SCRIPT_HASH}"'  # weak: the same for what is compressed and what is not
+        return f'W/"{self.body.version}"'  # weak: the same for what is compressed and what is not
+
+
+class Types(Script):
+    """`GET /wechat-sign.d.ts`: its types, to be copied with it."""
+
+    kind, body = "text/plain", TYPES
 
 
 def make_tickets(settings: Settings, cache: Cache) -> JsapiTickets:

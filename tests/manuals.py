@@ -36,6 +36,7 @@ URL = "http://127.0.0.1:8060"
 ELSEWHERE = {
     "html": "test_script.py",
     "js": "test_script.py",
+    "ts": "test_routers.py",
     "nginx": "test_proxy.py",
     "caddy": "test_proxy.py",
     "": "test_redis_kinds.py",

@@ -1,4 +1,5 @@
-"""wechat-sign.js in single-page apps: real Vue Router 4 and React Router 6, WeChat's real script.
+"""wechat-sign.js in single-page apps: real Vue Router 4 and React Router 6, and what Vite and
+TypeScript make of the manuals' lines. WeChat's real script.
 
 After each route the phone has that route's title and link, for at most one getApi and one
 preVerifyJSAPI a settled route. None are needed where the url to sign stays the same: on iOS, and
@@ -7,13 +8,19 @@ where the route is in the fragment.
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import KINDS as AGENTS
-from browser import Phone, Signing, Site, bridge_for, npm_file
+from browser import NPM, Phone, Signing, Site, bridge_for, npm_file
+from conftest import OpenPhone
+from harness import ROOT, unavailable
+from manuals import MANUALS, blocks_of
 
 PACKAGES = {
     "Vue": [
@@ -253,3 +260,51 @@ def test_back_and_forward_at_once_leave_all_as_it_was(go: Go) -> None:
         visit.tab.waits("location.href.endsWith('/item/1')")
         assert visit.tab.js("wechatSign().then(() => 'shared')") == "shared"
         visit.ends("/item/1", "item 1")
+
+
+BUILD = ["vite@8.4.0", "typescript@6.0.3", "weixin-js-sdk@1.6.5"]
+
+
+@pytest.fixture(scope="module")
+def npm() -> str:
+    """The program, with what builds an app installed below tests/.npm once."""
+    found = shutil.which("npm")
+    if found is None:
+        unavailable("no npm to build with: apt-get install npm")
+    there = NPM / "build"
+    if not (there / "node_modules" / "vite").is_dir():
+        there.mkdir(parents=True, exist_ok=True)
+        command = [str(found), "install", "--silent", "--no-audit", "--no-fund", *BUILD]
+        subprocess.run(command, cwd=there, check=True)
+    return str(found)
+
+
+@pytest.mark.parametrize("manual", MANUALS)
+def test_vite_and_typescript_build_the_manuals_lines_as_they_stand(
+    npm: str, phone: OpenPhone, site: Site, signing: Signing, manual: str, tmp_path: Path
+) -> None:
+    text = (ROOT / manual).read_text(encoding="utf-8")
+    [lines] = [block.text for block in blocks_of(text) if block.language == "ts"]
+    (tmp_path / "node_modules").symlink_to(NPM / "build" / "node_modules")
+    for name in ("wechat-sign.js", "wechat-sign.d.ts"):
+        shutil.copy(ROOT / "wechat_sign" / name, tmp_path)
+    more = "window.wechatShare = {desc: 'D'}\nvoid wechatSign.config({jsApiList: ['scanQRCode']})\n"
+    (tmp_path / "app.ts").write_text(lines.replace("https://sign.example.com", signing.url) + more)
+    (tmp_path / "index.html").write_text("<script type=module src=/app.ts></script>")
+    for command in (["tsc", "--strict", "--noEmit", "--target", "es2022"], ["vite", "build"]):
+        files = ["--moduleResolution", "bundler", "--module", "esnext", "app.ts"]
+        wished = [*command, *(files if command[0] == "tsc" else [])]
+        ended = subprocess.run(
+            [npm, "exec", "--offline", "--", *wished], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    [built] = (tmp_path / "dist" / "assets").glob("*.js")
+    site.files["/app.js"] = built.read_text()
+    tab = phone("Android")
+    base = site("<!doctype html><title>built</title><script type=module src=/app.js></script>")
+    tab.open(base + "/one")
+    tab.shared(title="built", link=base + "/one")
+    tab.js("history.pushState({}, '', '/two')")
+    tab.shared(link=base + "/two")
+    last = tab.calls("preVerifyJSAPI")[-1]["args"]
+    assert last["verifyJsApiList"][-1] == "scanQRCode"

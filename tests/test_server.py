@@ -688,11 +688,18 @@ class TestPage(ServerCase):
         version = hashlib.sha256(script).hexdigest()[:12]
         assert f"'wechat-sign.js?{version}'" in self.call("/").body.decode()
 
-    def test_the_script_may_be_loaded_from_anywhere(self) -> None:
-        response = self.call("/wechat-sign.js")
-        assert response.headers["Content-Type"] == "text/javascript; charset=UTF-8"
-        assert response.headers["Access-Control-Allow-Origin"] == "*"
-        assert response.body == server.SCRIPT.text
+    def test_the_script_and_its_types_may_be_loaded_from_anywhere(self) -> None:
+        for path, kind, body in (
+            ("/wechat-sign.js", "text/javascript", server.SCRIPT.text),
+            ("/wechat-sign.d.ts", "text/plain", server.TYPES.text),
+        ):
+            response = self.call(path)
+            assert response.headers["Content-Type"] == f"{kind}; charset=UTF-8"
+            assert response.headers["Access-Control-Allow-Origin"] == "*"
+            assert response.body == body
+            asked = self.call(path, "OPTIONS", Origin="https://evil.com").headers
+            assert asked["Access-Control-Allow-Origin"] == "*"
+            assert not {"Vary", "Access-Control-Allow-Credentials"} & set(asked)
 
     def test_the_script_is_sent_once_and_then_304(self) -> None:
         first = self.call("/wechat-sign.js")
