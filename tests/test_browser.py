@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
-from browser import KINDS, Chromium, Phone, Signing, Site, bridge_for
+from browser import KINDS, Chromium, Phone, Signing, Site, bridge_for, made_by_chromium_69
 from conftest import OpenPhone
 from harness import ROOT, Fault, Sandbox, Server, Start, assert_no_credential, write_ini
 
@@ -56,9 +56,11 @@ def assert_failed(tab: Phone, step: str, kind: str, code: str, *titles: str) -> 
     assert tab.verdict() == "failed"
     assert tab.js("[...document.querySelectorAll('.steps > .bad')].map(item => item.id)") == [step]
     chinese = tab.js("navigator.language") == "zh-CN"
-    language = "zh" if chinese else "en"
     assert headline(tab) == titles[chinese]
-    assert texts(tab, ".causes li") == [getattr(advice, language) for advice in CAUSES[kind][code]]
+    causes = [advice[chinese] for advice in CAUSES[kind][code]]
+    assert [text.lower() for text in texts(tab, ".causes li")] == [
+        text.lower() + ".。"[chinese] for text in causes
+    ]
     assert ("JS接口安全域名" in tab.text()) is (code == "invalid url domain")
     if chinese:
         assert_chinese(tab)
@@ -122,7 +124,7 @@ class TestAllWell:
         assert tab.verdict() == "allWell"
         assert headline(tab) == "Everything works"
         assert texts(tab, ".chips span") == shipped_names()
-        assert states(tab) == "✓✓✓✓✓"
+        assert states(tab) == "✓✓✓✓✓✓"
         assert texts(tab, ".bad, #said, .causes") == [""]
         assert chromium_of(tab).console == []
 
@@ -156,6 +158,25 @@ class TestAllWell:
         tab.open(signing.url + "/")
         assert tab.verdict() == "allWell"
         assert chromium_of(tab).scripts == ["https://res2.wx.qq.com/open/js/jweixin-1.6.0.js"]
+
+    def test_it_shares_itself_and_says_what_to_do_next(
+        self, signing: Signing, phone: OpenPhone
+    ) -> None:
+        tab = phone()
+        tab.open(signing.url + "/?a=1")
+        assert tab.verdict() == "allWell"
+        assert tab.shared()["link"] == signing.url + "/?a=1"
+        assert "Share this page now" in tab.text()
+
+    def test_clocks_that_differ_are_told(self, signing: Signing, phone: OpenPhone) -> None:
+        for hours, told in ((0, False), (3, True)):
+            tab = phone()
+            chromium_of(tab).page.add_init_script(
+                f"const now = Date.now; Date.now = () => now() + {hours} * 3600e3"
+            )
+            tab.open(signing.url + "/")
+            assert tab.verdict() == "allWell"
+            assert ("differ by minutes: 180" in tab.text()) is told
 
     def test_outside_wechat_the_page_says_where_to_open_it(
         self, signing: Signing, phone: OpenPhone
@@ -290,8 +311,8 @@ class TestTheServer:
         ("fault", "title", "words", "quoted"),
         [
             (Fault(errcode=40164), "WeChat refuses this server", "public address to", "40164"),
-            (Fault(errcode=40125), "WeChat refuses this server", "secret is not the one", "40125"),
-            (Fault(hang_up=True), "This server has no ticket to sign with", "check that this", ""),
+            (Fault(errcode=40125), "WeChat refuses this server", "Secret is not the one", "40125"),
+            (Fault(hang_up=True), "This server has no ticket to sign with", "Check that this", ""),
         ],
     )
     def test_a_refusing_wechat_is_told_with_what_to_do(
@@ -311,7 +332,7 @@ class TestTheServer:
         assert headline(tab) == title
         assert words in tab.text()
         assert said(tab) == (quoted and f"WeChat says\nerrcode {quoted}")
-        assert states(tab) == "✕····"
+        assert states(tab) == "✕·····"
 
     def test_what_to_do_is_told_in_chinese_too(
         self, start: Start, phone: OpenPhone, wechat: Sandbox
@@ -338,6 +359,7 @@ class TestTheServer:
             tab.open(server + "/")
             titles = ("This page’s host is not in page_hosts", "本页域名不在 page_hosts 中")
             assert_failed(tab, "stepSign", "sign", "403", *titles)
+            assert texts(tab, "#why dd") == ["127.0.0.1"]
 
 
 class TestThePhone:
@@ -383,6 +405,12 @@ class TestThePhone:
                 "invalid args",
                 ("js_api_list is empty", "js_api_list 为空"),
             ),
+            (
+                "require_subscribe",
+                "config:require subscribe",
+                "require subscribe",
+                ("WeChat’s user has to follow the test account", "微信用户须先关注测试号"),
+            ),
             ("something_new", "config:something new", "else", REFUSED),
         ],
     )
@@ -400,9 +428,12 @@ class TestThePhone:
         tab.open(signing.url + "/")
         assert_failed(tab, "stepConfig", "phone", code, *titles)
         assert message in said(tab)
-        assert states(tab) == "✓✓✓✕·"
-        compared = "的 url" if locale == "zh-CN" else "The url that was signed"
-        assert (compared in " ".join(texts(tab, "#why h2"))) is ("signature" in problem)
+        assert states(tab) == "✓✓✓✕··"
+        enter = ["127.0.0.1", signing.wechat.appid]
+        assert texts(tab, "#why dd") == (enter if code == "invalid url domain" else [])
+        same = ("The url that was signed is the page’s own.", "签名所用的 url 与页面的 url 一致。")
+        same_here = same[locale == "zh-CN"]
+        assert (same_here in tab.text()) is ("signature" in problem)
 
     def test_what_it_says_is_as_large_and_dark_as_the_text(
         self, signing: Signing, phone: OpenPhone
@@ -439,7 +470,7 @@ class TestThePhone:
         first = texts(tab, ".causes li")[0]
         assert "ticket" in first
         assert "url" not in first
-        assert "They are the same." in tab.text()
+        assert "The url that was signed is the page’s own." in tab.text()
 
     def test_an_address_that_changed_after_signing_leads_with_the_urls(
         self, signing: Signing, phone: OpenPhone
@@ -450,6 +481,34 @@ class TestThePhone:
         titles = ("Another url was signed than the page’s", "")
         assert_failed(tab, "stepConfig", "phone", "url differs", *titles)
         assert texts(tab, "mark") == ["1", "2"]
+
+    @alternately(("names",), [("updateAppMessageShareData",), ("updateTimelineShareData",)])
+    def test_an_account_that_may_not_share_is_told(
+        self, signing: Signing, phone: OpenPhone, locale: str, names: str
+    ) -> None:
+        """checkJsApi knows the app alone."""
+        tab = phone(context={"locale": locale}, answers={names: "access_denied"})
+        tab.open(signing.url + "/")
+        titles = ("The account lacks a right", "公众号缺少接口权限")
+        assert_failed(tab, "stepShare", "phone", "permission denied", *titles)
+        assert f"{names}:permission denied" in said(tab)
+        assert states(tab) == "✓✓✓✓✓✕"
+
+    @pytest.mark.parametrize("locale", LOCALES)
+    def test_a_mini_program_is_named(self, signing: Signing, phone: OpenPhone, locale: str) -> None:
+        tab = phone(context={"locale": locale})
+        chromium_of(tab).page.add_init_script("window.__wxjs_environment = 'miniprogram'")
+        tab.open(signing.url + "/")
+        titles = ("This page is inside a mini program", "当前在小程序的 web-view 中")
+        assert_failed(tab, "stepShare", "phone", "mini program", *titles)
+
+    def test_the_url_that_wechat_took_is_shown(self, signing: Signing, phone: OpenPhone) -> None:
+        tab = phone("iOS", tells=True)
+        chromium_of(tab).page.add_init_script("history.replaceState({}, '', '/?b')")
+        tab.open(signing.url + "/?a")
+        titles = ("Another url was signed than the page’s", "")
+        assert_failed(tab, "stepConfig", "phone", "url differs", *titles)
+        assert texts(tab, "mark") == ["b", "a"]
 
     @alternately(
         ("setup", "step"),
@@ -499,7 +558,7 @@ class TestThePhone:
         assert_failed(tab, "stepApis", "phone", "function not exist", *titles)
         assert "updateTimelineShareData" in said(tab)
         assert texts(tab, ".chips .bad") == ["updateTimelineShareData"]
-        assert states(tab) == "✓✓✓✓✕"
+        assert states(tab) == "✓✓✓✓✕·"
 
     @pytest.mark.parametrize(
         ("told", "code", "title"),
@@ -707,6 +766,32 @@ class TestTheLook:
         page.click("#report")
         assert tab.js("document.documentElement.scrollWidth") <= width
 
+    def test_it_fits_the_width_of_a_phone_in_an_engine_of_2018(
+        self, site: Site, signing: Signing
+    ) -> None:
+        site.server = signing.url
+        measure = """;setInterval(() => {
+          const {scrollWidth} = document.documentElement, {verdict} = document.body.dataset
+          document.documentElement.id = `${verdict} ${scrollWidth}`
+        }, 50)"""
+        for problems, verdict in (([], "allWell"), (["invalid_signature"], "failed")):
+            bridge = bridge_for("Android", signing.wechat, problems=problems)
+            site.files["/bridge.js"] = bridge + measure
+            url = f"http://127.0.0.1:{site.port}/?{'x' * 500}"
+            made = made_by_chromium_69(url, "Android")
+            width = re.search(f'id="{verdict} ([0-9]+)"', made)
+            assert width is not None
+            assert int(width[1]) <= 360
+
+    def test_an_engine_without_fetch_is_told(self, signing: Signing, phone: OpenPhone) -> None:
+        for lacks, quoted in (("fetch", "this browser is too old"), ("Promise", "Promise")):
+            tab = phone()
+            chromium_of(tab).page.add_init_script(f"delete window.{lacks}")
+            tab.open(signing.url + "/")
+            old = ("This browser is too old for this page", "")
+            assert_failed(tab, "stepSign", "sign", "old browser", *old)
+            assert quoted in said(tab)
+
 
 Mangle = Callable[[list[str]], str]
 """What a proxy makes of the last of the queries that it got."""
@@ -896,7 +981,7 @@ class TestTheTrailingSlash:
         tab = phone()
         tab.open(located(tab, start().url, "a prefix that is cut off") + "/wx")
         assert tab.verdict() == "failed"
-        assert "add this server's public address to the account" in tab.text()
+        assert "Add this server's public address to the account" in tab.text()
 
     @pytest.mark.parametrize("locale", LOCALES)
     def test_where_its_lack_hides_the_server_that_is_told(
