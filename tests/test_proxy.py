@@ -18,7 +18,6 @@ import pytest
 import urls
 from harness import (
     PATIENCE,
-    ROOT,
     Client,
     RedisServer,
     Sandbox,
