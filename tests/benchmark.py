@@ -140,8 +140,8 @@ class Contender:
         if kind.startswith("express"):
             return ["node", str(FOLDER / f"{kind}.js")]
         if kind.startswith("flask"):
-            worker = ["--workers", "1", "--threads", "8", "--chdir", str(FOLDER)]
-            bound = ["--bind", f"127.0.0.1:{self.port}", f"{kind}:app"]
+            worker = ["--workers", "1", "--threads", "8", "--keep-alive", "75"]
+            bound = ["--chdir", str(FOLDER), "--bind", f"127.0.0.1:{self.port}", f"{kind}:app"]
             return [str(VENV / "bin" / "gunicorn"), *worker, *bound]
         lines = [*bench.redis.ini, f"expire = {expire}", f"recheck = {600 if expire > 600 else 0}"]
         lines += ["[jssdk]", "page_hosts = h5.example.com"]
