@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -75,6 +76,8 @@ def npm_file(package: str, path: str) -> str:
 
 def made_by_chromium_69(url: str, kind: str) -> str:
     """The document that a page becomes, 360 px wide, in an engine as old as some phones have."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("npm has that engine for x86_64 alone")
     package = "chrome-aws-lambda@1.6.3"
     npm_file(package, "package.json")
     program = NPM / package / "chromium"
@@ -417,6 +420,10 @@ class WebKitTab(Tab):
 
     def open(self, url: str) -> None:
         self._driver.call("POST", f"{self._path}/url", {"url": url})
+
+    def back(self) -> None:
+        """As by the button, and when the page is there."""
+        self._driver.call("POST", f"{self._path}/back", {})
 
     def js(self, expression: str) -> Any:
         script = (

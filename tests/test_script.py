@@ -523,25 +523,26 @@ class TestThePageThatComesBack:
         wechat.faults["getticket"] = Fault(hold=held)
         server = start("[jssdk]", "page_hosts = 127.0.0.1", "debug = false").url
         site.files |= {"/bridge.js": bridge_for("iOS", wechat), "/other": ""}
-        tab = Phone(webkit.tab(KINDS["iOS"].agent), wechat)
+        browser = webkit.tab(KINDS["iOS"].agent)
+        tab = Phone(browser, wechat)
         base = site(page(server, ROUTED))
         tab.open(base + "/one")
         tab.open(base + "/other")
         held.set()
-        tab.js("void history.back()")
-        tab.waits("location.pathname === '/one'")
+        browser.back()
         tab.shared(title="/one")
 
     def test_what_was_shared_is_told_again(
         self, webkit: WebKit, site: Site, signing: Signing
     ) -> None:
         site.files |= {"/bridge.js": bridge_for("iOS", signing.wechat), "/other": ""}
-        tab = Phone(webkit.tab(KINDS["iOS"].agent), signing.wechat)
+        browser = webkit.tab(KINDS["iOS"].agent)
+        tab = Phone(browser, signing.wechat)
         base = site(page(signing, ROUTED))
         tab.open(base + "/one")
         assert tab.outcome() == "shared"
         tab.open(base + "/other")
-        tab.js("void history.back()")
+        browser.back()
         tab.waits("window.phone && phone.count('updateAppMessageShareData') === 2")
         assert_all_good(tab, 1)
 
@@ -808,23 +809,12 @@ class TestCopied:
     def test_a_relative_address_is_the_pages_own_whatever_its_base_is(
         self, phone: OpenPhone, site: Site, signing: Signing
     ) -> None:
-        site.server = signing.url
-        site.files |= {"/share.js": SCRIPT, "/app/one": ""}
         tab = phone("Android")
-        before = '<base href="https://cdn.example.com/">' + WEIXIN.replace(
-            "/jweixin", "{here}/jweixin"
-        )
-        html = page(signing, before=before, ours='<script src="{here}/share.js" data-server="/">')
-        here = f"http://127.0.0.1:{site.port}"
-        tab.tab.page.route(  # type: ignore[attr-defined]
-            "**/app/one",
-            lambda route: route.fulfill(
-                body=html.replace("{here}", here).replace("><script>", "></script><script>", 1),
-                content_type="text/html; charset=utf-8",
-            ),
-        )
-        tab.open(here + "/app/one")
-        assert tab.outcome() == "shared"
+        before = WEIXIN + '<base href="https://cdn.example.com/">'
+        ours = '<script src="{server}/wechat-sign.js" data-server="/wx"></script>'
+        base = site(page(signing, before=before, ours=ours))
+        tab.open(base + "/app/one")
+        assert tab.outcome().startswith(f"the signing server at {base}/wx answers 200 and not its")
 
     def test_a_frozen_history_throws_nothing(
         self, phone: OpenPhone, site: Site, signing: Signing
@@ -965,6 +955,14 @@ class TestReasons:
                 "no answer of the signing server at {server} can be read: "
                 "its Content-Security-Policy forbids {server}",
             ),
+            (
+                "Android",
+                '<meta http-equiv=Content-Security-Policy content="script-src http://127.0.0.1:* '
+                "'unsafe-inline'\">"
+                "{late}",
+                "WeChat's script jweixin-1.6.0.js is not here: its Content-Security-Policy forbids "
+                "https://res.wx.qq.com/",
+            ),
         ],
     )
     def test_where_nothing_can_be_shared_that_is_told_by_name(
@@ -972,8 +970,11 @@ class TestReasons:
     ) -> None:
         tab = either(kind)
         whole = page(signing, "(window.top || window).outcome = wechatSign({})" + SAY)
+        late = whole.replace(WEIXIN, HURRY) + "<script src=https://res.wx.qq.com/x.js></script>"
         frame = f"<iframe srcdoc='{whole.replace(chr(39), '&#39;')}'></iframe>"
-        tab.open(site(html.replace("{page}", whole).replace("{frame}", frame)))
+        for name, text in (("{page}", whole), ("{frame}", frame), ("{late}", late)):
+            html = html.replace(name, text)
+        tab.open(site(html))
         assert tab.outcome().startswith(said.replace("{server}", signing.url))
 
     def test_data_that_never_come_are_told(

@@ -157,14 +157,14 @@
     return signed && signed.url === urls()[0] && signed.by === wanted && signed.shares >= !!given
   }
   function attempt(looks) {
-    if (!inside) return
     if (/wxwork/i.test(agent)) throw problem('in WeCom pages share by WeCom\'s own script')
     if (window.top !== window) throw problem('in a frame WeChat does nothing: open the page itself')
     if (!server) throw problem('which signing server? Name it: {server: …} or data-server="…"')
     givenAt = givenAt || page()
     sdk = sdk || (window.wx && window.wx.config ? window.wx : window.jWeixin)
     if (!sdk && looks) return rest(PATIENCE / 100).then(attempt.bind(null, looks - 1))
-    if (!sdk) throw problem('WeChat\'s script jweixin-1.6.0.js is not here; {wx: wx} hands it in')
+    if (!sdk) throw problem('WeChat\'s script jweixin-1.6.0.js is not here' + (banned ||
+      '; {wx: wx} hands it in'))
     // Rights that are there are used first: what fails after that takes nothing away.
     return !free() ? signAndShare() : Promise.resolve().then(share).then(function () {
       // Open tags die with the route unless wx.config is called again.
@@ -179,7 +179,7 @@
     return rest(free() ? Math.min(pace, since + SLOWEST - Date.now()) : pace).then(function () {
       if (mine !== turn && !(free() && Date.now() - since >= SLOWEST)) return
       since = Date.now()
-      return attempt(100)
+      return inside && attempt(100)
     }).then(function () {}, function (error) { return error }).then(function (error) {
       last = Date.now()
       if (mine !== turn) return work()
