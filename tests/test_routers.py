@@ -144,7 +144,12 @@ def spa(app: str, mode: str, signing: Signing) -> str:
     tags = "".join(f'<script src="{script}"></script>' for script in scripts)
     code = (VUE if kit == "Vue" else REACT).replace("HASH", str(mode == "hash").lower())
     return f"""<!doctype html><meta charset="utf-8"><title>not yet</title>
-    <div id="app"></div>{tags}<script>
+    <div id="app"></div><script>
+      // A robot's steps never end, for wechat-sign.js, which would wait longer for each.
+      const slow = window.setTimeout, paces = [100, 200, 400, 800, 1000]
+      window.setTimeout = (call, ms, ...more) =>
+        slow(call, paces.includes(ms) ? 50 : ms, ...more)
+    </script>{tags}<script>
       const later = ms => new Promise(resolve => setTimeout(resolve, ms))
       {RECORD}
       wechatSign(() => ({{desc: 'about ' + document.title}}))
