@@ -177,6 +177,7 @@ class Contender:
         began, number, request = time.monotonic(), int(rate * seconds), request_with({})
         sockets = [socket.create_connection(("127.0.0.1", self.port)) for _ in range(CONNECTIONS)]
         idle, due, took, sent = deque(sockets), dict[socket.socket, float](), list[float](), 0
+        parts = dict[socket.socket, bytes]()
         with selectors.DefaultSelector() as ready:
             for one in sockets:
                 ready.register(one, selectors.EVENT_READ)
@@ -187,10 +188,14 @@ class Contender:
                     sent += 1
                 for key, _ in ready.select(0.0005):
                     answering: Any = key.fileobj
-                    answer, since = answering.recv(65536), due.pop(answering, began)
-                    good = answer.startswith(b"HTTP/1.1 200")
+                    received = answering.recv(65536)
+                    answer = parts.pop(answering, b"") + received
+                    if received and not is_whole(answer):
+                        parts[answering] = answer
+                        continue
+                    good, since = answer.startswith(b"HTTP/1.1 200"), due.pop(answering, began)
                     took.append(1000 * (time.monotonic() - since) if good else math.inf)
-                    idle.append(answering) if answer else ready.unregister(answering)
+                    idle.append(answering) if received else ready.unregister(answering)
         for one in sockets:
             one.close()
         return took + [math.inf] * (number - len(took))
