@@ -409,7 +409,7 @@ class TestThePhone:
                 "require_subscribe",
                 "config:require subscribe",
                 "require subscribe",
-                ("WeChat’s user has to follow the test account", "微信用户须先关注测试号"),
+                ("Not a follower of the test account", "微信用户须先关注测试号"),
             ),
             ("something_new", "config:something new", "else", REFUSED),
         ],

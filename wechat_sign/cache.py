@@ -50,9 +50,8 @@ class Trouble:
 
 
 class Cache:
-    """The account's keys in Redis. Raises ConfigError for a url that redis-py does not take. A
-    class because it carries the connection, for one thread at a time; `release_lock`, `close` and
-    what is only read are for any."""
+    """The account's keys in Redis. Raises ConfigError for a url that redis-py does not take. It is
+    for one thread at a time; `release_lock`, `close` and what is only read are for any."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
