@@ -148,6 +148,8 @@ class JsapiTickets:
             hangs, self._renewal = self._renewal, self._renewal.successor()
             with suppress(RuntimeError):  # no thread could be started
                 run(self._threads, hangs.cache.close)
+            # Till it ends, OpenSSL may read from a descriptor that a new connection has by now.
+            await asyncio.wait({look}, timeout=self._limits.redis_timeout)
             if self._renewal.cache.is_left_alone:  # Redis is what hangs: at once without it
                 return await self._one_look(known)
             raise LookHangs(self._longest) from None
