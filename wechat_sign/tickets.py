@@ -137,19 +137,19 @@ class JsapiTickets:
             raise LookHangs(self._longest)
         run: Any = asyncio.get_running_loop().run_in_executor
         try:
-            look = run(self._threads, self._renewal.look_up, known)
+            look: asyncio.Future[Known] = run(self._threads, self._renewal.look_up, known)
         except RuntimeError as error:  # no thread could be started
             raise Unexpected(error) from None
-        try:
-            return await asyncio.wait_for(asyncio.shield(look), self._longest)
-        except asyncio.TimeoutError:
-            self._left_behind.add(look)
-            look.add_done_callback(self._left_behind.discard)
-            hangs, self._renewal = self._renewal, self._renewal.successor()
-            with suppress(RuntimeError):  # no thread could be started
-                run(self._threads, hangs.cache.close)
-            # Till it ends, OpenSSL may read from a descriptor that a new connection has by now.
-            await asyncio.wait({look}, timeout=self._limits.redis_timeout)
-            if self._renewal.cache.is_left_alone:  # Redis is what hangs: at once without it
-                return await self._one_look(known)
-            raise LookHangs(self._longest) from None
+        await asyncio.wait({look}, timeout=self._longest)
+        if look.done():
+            return look.result()
+        self._left_behind.add(look)
+        look.add_done_callback(self._left_behind.discard)
+        hangs, self._renewal = self._renewal, self._renewal.successor()
+        with suppress(RuntimeError):  # no thread could be started
+            run(self._threads, hangs.cache.close)
+        # Till it ends, OpenSSL may read from a descriptor that a new connection has by now.
+        await asyncio.wait({look}, timeout=self._limits.redis_timeout)
+        if self._renewal.cache.is_left_alone:  # Redis is what hangs: at once without it
+            return await self._one_look(known)
+        raise LookHangs(self._longest)
