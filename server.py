@@ -267,7 +267,8 @@ class GetApi(BaseHandler):
         is_entry = bool(referer and IOS.search(headers.get("User-Agent", "")))
         try:
             query = self.request.query.encode("latin-1")
-            if {*APPID.findall(self.request.query)} - {"", shared.appid}:
+            named = "appid=" in self.request.query.lower() and APPID.findall(self.request.query)
+            if named and {*named} - {"", shared.appid}:
                 raise BadPageUrl("appid is another account's than the one that is signed for here")
             url = page_url(query, shared.page_hosts, referer, is_entry=is_entry)
             ticket = await shared.tickets.current()
