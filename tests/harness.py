@@ -55,8 +55,7 @@ LOCK_KEY = "wechat:wxsandbox:lock"
 CHECKED_KEY = "wechat:wxsandbox:checked"
 """The sandbox's keys in Redis."""
 DUE = ("DEL", CHECKED_KEY)
-OVER = ("DEL", TICKET_KEY, CHECKED_KEY)
-"""What Redis does by itself when `recheck`, or `expire`, is over."""
+"""What Redis does by itself when `recheck` is over."""
 NOT_IN_WHITELIST = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6"
 """The errmsg of 40164."""
 RUN_WITH_LIMITS = "import server; from wechat_sign.settings import Limits; server.run({!r})"

@@ -19,7 +19,6 @@ from wechat_sign.errors import CAUSES
 IN_WECHAT = [kind for kind in KINDS if kind not in ("desktop", "WeCom")]
 CHINESE = {"locale": "zh-CN"}
 LOCALES = ("en-US", "zh-CN")
-SHARING = "updateAppMessageShareData, updateTimelineShareData"
 
 
 def alternately(names: Sequence[str], cases: Iterable[Sequence[Any]]) -> pytest.MarkDecorator:

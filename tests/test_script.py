@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,16 +64,6 @@ def alerts_of(tab: Phone) -> list[str]:
 
     tab.tab.page.on("dialog", hear)  # type: ignore[attr-defined]
     return said
-
-
-def noting(messages: list[str]) -> Callable[[Any], None]:
-    """Takes a dialog of playwright's away, and keeps what it said."""
-
-    def note(dialog: Any) -> None:
-        messages.append(dialog.message)
-        dialog.accept()
-
-    return note
 
 
 def assert_all_good(tab: Phone, count: int, asked: int | None = None) -> None:
