@@ -28,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tornado.httputil import HTTPServerRequest
 from tornado.log import access_log
 from tornado.web import Application, HTTPError, RequestHandler
 
@@ -137,7 +138,6 @@ class SigningApplication(Application):
         self.tickets = tickets
         self.appid = settings.wechat.appid
         self.wx_config = WxConfig(settings.wechat.appid, settings.jssdk)
-        self.trusted_proxies = settings.server.trusted_proxies
         self.stopping = False
 
     def log_request(self, handler: RequestHandler) -> None:
@@ -150,22 +150,21 @@ class SigningApplication(Application):
         what = f"{status} {sanitize(str(request.method), 20)} {for_log(request.path)}"
         page = PAGE_IN_QUERY.search(request.query) if isinstance(handler, GetApi) else None
         what += f" for {for_log(page[1])}" if page else ""
-        what += f" from {self.client_of(handler)}, {1000 * request.request_time():.1f} ms"
+        what += f" from {client_of(request)}, {1000 * request.request_time():.1f} ms"
         refusal = getattr(handler, "refusal", "")
         what += f": {refusal}" if refusal else ""
         if refusal and "Referer" in request.headers:
             what += f"; Referer {for_log(request.headers['Referer'])}"
         access_log.log(level, "%s", what, extra={"kind": f"{status}s"})
 
-    def client_of(self, handler: RequestHandler) -> str:
-        """The client's address. Two where X-Real-IP and X-Forwarded-For disagree: the client may
-        have forged the one that the proxy does not set."""
-        peer, headers = str(handler.request.remote_ip), handler.request.headers
-        named = [headers[name] for name in ("X-Real-Ip", "X-Forwarded-For") if name in headers]
-        addresses = (
-            process.client_address(peer, one, self.trusted_proxies) for one in named or [""]
-        )
-        return " or ".join(dict.fromkeys(addresses))
+
+def client_of(request: HTTPServerRequest) -> str:
+    """The peer, and in brackets what it says whom it asks for: a proxy knows, others may lie. A
+    proxy adds what it knows at the end."""
+    named = (request.headers.get(name, "") for name in ("X-Forwarded-For", "X-Real-Ip"))
+    shown = "; ".join(sanitize(one[-100:]) for one in named if one)
+    peer = str(request.remote_ip).replace("0.0.0.0", "a unix socket")  # Tornado's word for it
+    return f"{peer} ({shown})" if shown else peer
 
 
 class BaseHandler(RequestHandler):

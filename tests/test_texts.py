@@ -152,7 +152,6 @@ open_tag_list = a
 port = 80 ; http
 address = a
  b
-trusted_proxies = nginx
 sooner = 1
 """
 
@@ -177,7 +176,7 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Main) -> Refus
 
 def test_a_wrong_ini_file_is_refused_in_chinese(refuse: Refuse, tmp_path: Path) -> None:
     status, printed, lines = refuse(WRONG)
-    assert (status, len(lines), printed) == (2, 19, [])
+    assert (status, len(lines), printed) == (2, 18, [])
     assert [line for line in lines if not HAN.search(line)] == []
     ini = tmp_path / "config.ini"
     assert f"{ini}：[wechat] appid 为必填项，请填写" in lines

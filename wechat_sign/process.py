@@ -27,9 +27,8 @@ import sys
 import time
 from asyncio import Future
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
 from tornado.httpserver import HTTPServer
@@ -40,7 +39,7 @@ from tornado.log import access_log
 from tornado.netutil import bind_sockets
 
 from .errors import ConfigError
-from .settings import Limits, Network, ServerSettings
+from .settings import Limits, ServerSettings
 from .texts import Text
 
 if sys.platform != "win32":
@@ -58,8 +57,6 @@ SIZES: Final[dict[str, int]] = {
     "max_buffer_size": 64 * 1024,  # Tornado reads half as much at once
     "body_timeout": 10,  # seconds
 }
-_UNIX_SOCKET: Final = ip_address("0.0.0.0")
-"""What Tornado calls the peer on a unix socket; no other has that address."""
 _HEAD_TOO_LONG: Final = (
     "431 Request Header Fields Too Large",
     "the request line and headers are longer than 32 KiB",
@@ -321,33 +318,6 @@ def _listening(descriptor: int) -> socket.socket:
     listening.set_inheritable(False)
     listening.setblocking(False)
     return listening
-
-
-def client_address(peer: str, forwarded: str, trusted_proxies: Collection[Network]) -> str:
-    """The address that a request is from: the peer's, or what it names if it is a trusted proxy.
-
-    Each proxy adds the address it was called from at the end of X-Forwarded-For (`forwarded`);
-    what stands before the first one that is not trusted may be made up by the client.
-    """
-    client = _ip(peer)
-    for hop in reversed(forwarded[-1000:].split(",")):
-        trusted = client == _UNIX_SOCKET or any(client in network for network in trusted_proxies)
-        if not trusted:
-            break
-        try:
-            named = _ip(hop)
-        except ValueError:
-            break
-        if named == _UNIX_SOCKET or "%" in hop:  # no proxy's; a scope may be any text
-            break
-        client = named
-    return "a unix socket" if client == _UNIX_SOCKET else str(client)
-
-
-def _ip(text: str) -> IPv4Address | IPv6Address:
-    """A socket for IPv6 and IPv4 calls an IPv4 peer ::ffff:127.0.0.1."""
-    address = ip_address(text.strip())
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def address_of(listening: socket.socket) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -26,9 +26,9 @@ from .texts import Text
 GRANTED_LIFE: Final = 7200
 """The longest life, in seconds, that WeChat grants a token or a ticket."""
 
-Network = IPv4Network | IPv6Network
 T = TypeVar("T")
-LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1"))
+RETIRED: Final = ("trusted_proxies",)
+"""Options of earlier versions, which change nothing any more."""
 DOMAIN: Final = r"(?:[a-z0-9_-]{1,63}\.)*[a-z_-][a-z0-9_-]{0,62}"
 """A name as location.hostname has it. What ends with a number is an IPv4 address there."""
 
@@ -166,12 +166,6 @@ def _list(parse: Callable[[str], T], text: str) -> tuple[T, ...]:
     return tuple(parsed)
 
 
-def _network(text: str) -> Network:
-    with suppress(ValueError):
-        return ip_network(text)
-    raise ValueError(Text("must be an IP address or a network, like 10.0.0.5 or 10.0.0.0/8"))
-
-
 def option(default: Any = MISSING, parse: Callable[[str], Any] = _text, environ: str = "") -> Any:
     """A field of a section. `parse` makes the value from the text, or raises ValueError with a Text
     that says what would be right. It never repeats the text, which may be a secret in the wrong
@@ -248,13 +242,11 @@ class JssdkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """`[server]`: where it listens (port 0 takes a free one), whether / is the test page, and which
-    proxies may name the client's address."""
+    """`[server]`: where it listens (port 0 takes a free one), and whether / is the test page."""
 
     address: str = option("0.0.0.0")
     port: int = option(8060, partial(_number, int, 0, 65535))
     page: bool = option(True, _boolean)
-    trusted_proxies: tuple[Network, ...] = option(LOOPBACK, partial(_list, _network))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,7 +490,7 @@ def _unknown(place: str, lines: Mapping[str, int], known: Mapping[str, Any]) -> 
     """A problem for each name that is not known. Only one that is known elsewhere or resembles a
     known one is shown: another may be a secret."""
     for name, line in lines.items():
-        if name in known or not name:  # without a name, it was told already
+        if name in known or name in ("", *RETIRED):  # without a name, it was told already
             continue
         homes = [f"[{other}]" for other, schema in SECTIONS.items() if name in _options(schema)]
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
