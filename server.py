@@ -32,36 +32,14 @@ from tornado.httputil import HTTPServerRequest
 from tornado.log import access_log
 from tornado.web import Application, HTTPError, RequestHandler
 
-from wechat_sign import __version__, process
+from wechat_sign import __version__, check, errors, page_url, process
 from wechat_sign.cache import Cache
-from wechat_sign.check import Finding, print_check, print_findings, risks
 from wechat_sign.credentials import WeChat
-from wechat_sign.errors import (
-    CAUSES,
-    BadPageUrl,
-    ConfigError,
-    PageHostNotAllowed,
-    SigningError,
-    WeChatRefused,
-)
+from wechat_sign.errors import ConfigError, SigningError
 from wechat_sign.logs import LONGEST_LINE, LineFormatter, Throttle, sanitize
-from wechat_sign.page_url import (
-    MAX_LENGTH,
-    cut_or_added,
-    for_log,
-    host_is_listed,
-    host_of,
-    page_url,
-)
+from wechat_sign.page_url import for_log, host_is_listed, host_of
 from wechat_sign.renewal import Renewal
-from wechat_sign.settings import (
-    JssdkSettings,
-    Limits,
-    ServerSettings,
-    Settings,
-    WeChatSettings,
-    load_settings,
-)
+from wechat_sign.settings import Limits, Settings, load_settings
 from wechat_sign.signature import WxConfig
 from wechat_sign.texts import Text, local
 from wechat_sign.tickets import JsapiTickets
@@ -95,19 +73,16 @@ def hashes_of(tag: str, html: str) -> str:
     return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
 
 
-def without_comments(script: str) -> str:
-    """What a browser needs of it. Indentation goes, too, and the comment at its top stays."""
-    return re.sub(r"(?m)^ +(?://.*\n)?| +// .*$", "", script)
-
-
-SCRIPT = Compressed(without_comments((_FILES / "wechat-sign.js").read_text(encoding="utf-8")))
+_script = (_FILES / "wechat-sign.js").read_text(encoding="utf-8")
+# Without its indentation, and its comments but the one at its top.
+SCRIPT = Compressed(re.sub(r"(?m)^ +(?://.*\n)?| +// .*$", "", _script))
 TYPES = Compressed((_FILES / "wechat-sign.d.ts").read_text(encoding="utf-8"))
 _page = (
     (_FILES / "page.html")
     .read_text(encoding="utf-8")
-    .replace("{{causes}}", json.dumps(CAUSES, ensure_ascii=False).replace("<", "\\u003c"))
+    .replace("{{causes}}", json.dumps(errors.CAUSES, ensure_ascii=False).replace("<", "\\u003c"))
     .replace("{{version}}", SCRIPT.version)  # for caches
-    .replace("{{max_length}}", str(MAX_LENGTH))
+    .replace("{{max_length}}", str(page_url.MAX_LENGTH))
 )
 PAGE = Compressed(_page)
 PAGE_POLICY = (
@@ -123,16 +98,15 @@ class SigningApplication(Application):
     """The routes, and what the handlers share."""
 
     def __init__(self, settings: Settings, tickets: JsapiTickets) -> None:
-        routes: list[tuple[str, type[RequestHandler]]] = [
-            ("/getApi", GetApi),
-            ("/healthz", Healthz),
-            (r"/wechat-sign\.js", Script),
-            (r"/wechat-sign\.d\.ts", Types),
+        any_host = "(?:(?i:https?)://[^/]*)?"  # `GET http://host/path`, as proxies may ask
+        routes: list[Any] = [
+            (f"{any_host}/getApi", GetApi),
+            (f"{any_host}/healthz", Healthz),
+            (rf"{any_host}/wechat-sign\.js", Script, {"kind": "text/javascript", "body": SCRIPT}),
+            (rf"{any_host}/wechat-sign\.d\.ts", Script, {"kind": "text/plain", "body": TYPES}),
         ]
         if settings.server.page:
-            routes.append(("/", Page))
-        # `GET http://host/path`, as proxies may ask, is taken for `GET /path`.
-        routes = [(f"(?:(?i:https?)://[^/]*)?{path}", handler) for path, handler in routes]
+            routes.append((f"{any_host}/", Page))
         super().__init__(routes, default_handler_class=NotFound)
         self.page_hosts = settings.jssdk.page_hosts
         self.tickets = tickets
@@ -237,8 +211,8 @@ class BaseHandler(RequestHandler):
         if status_code == 405:
             self.set_header("Allow", METHODS)
         # Tornado raises 400 for a body that is not what its Content-Type says.
-        errors = {405: self.usage, 400: "send no body, and no Content-Type: it is not read here"}
-        self.refuse(status_code, {"error": errors.get(status_code, self._reason)})
+        texts = {405: self.usage, 400: "send no body, and no Content-Type: it is not read here"}
+        self.refuse(status_code, {"error": texts.get(status_code, self._reason)})
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if not isinstance(value, HTTPError):  # the access log has those
@@ -268,8 +242,8 @@ class GetApi(BaseHandler):
             query = self.request.query.encode("latin-1")
             named = "appid=" in self.request.query.lower() and APPID.findall(self.request.query)
             if named and {*named} - {"", shared.appid}:
-                raise BadPageUrl("appid is another account's than the one that is signed for here")
-            url = page_url(query, shared.page_hosts, referer, is_entry=is_entry)
+                raise errors.BadPageUrl("appid is another account's than this server signs for")
+            url = page_url.page_url(query, shared.page_hosts, referer, is_entry=is_entry)
             ticket = await shared.tickets.current()
         except SigningError as error:
             self.refuse_for(error)
@@ -288,11 +262,11 @@ class GetApi(BaseHandler):
         status = 503
         body: dict[str, Any] = {"error": "no ticket to sign with just now; see the server's log"}
         match error:
-            case BadPageUrl():
+            case errors.BadPageUrl():
                 status, body = 400, {"error": str(error)}
-            case PageHostNotAllowed():
+            case errors.PageHostNotAllowed():
                 status, body = 403, {"error": str(error)}
-            case WeChatRefused(errcode=errcode):
+            case errors.WeChatRefused(errcode=errcode):
                 text = f"WeChat refuses with errcode {errcode}; the server's log says what to do"
                 status, body = 502, {"error": text, "errcode": errcode}
         if status >= 500:
@@ -301,7 +275,7 @@ class GetApi(BaseHandler):
 
     def warn_of_change(self, url: str, referer: str) -> None:
         """Warns where the url is the Referer's, cut or with something added."""
-        change = cut_or_added(url, referer)
+        change = page_url.cut_or_added(url, referer)
         if change:
             access_log.warning(
                 "signed for the page %s another url than its own: %s. Send it as "
@@ -331,7 +305,7 @@ class Healthz(BaseHandler):
         if known.error is not None:
             advice = known.error.advice
             body |= {"error": known.error.kind, "advice": advice, "advice_zh": advice.zh}
-        if isinstance(known.error, WeChatRefused):
+        if isinstance(known.error, errors.WeChatRefused):
             body["errcode"] = known.error.errcode
         ticket = known.usable(now)
         if ticket is None:
@@ -354,9 +328,10 @@ class Page(BaseHandler):
 
 
 class Script(BaseHandler):
-    """`GET /wechat-sign.js`: the page's half, for any origin to load."""
+    """`GET /wechat-sign.js`, the page's half, for any origin to load; and its types."""
 
-    kind, body = "text/javascript", SCRIPT
+    def initialize(self, kind: str, body: Compressed) -> None:
+        self.kind, self.body = kind, body
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
@@ -374,20 +349,9 @@ class Script(BaseHandler):
         return f'W/"{self.body.version}"'  # weak: the same for what is compressed and what is not
 
 
-class Types(Script):
-    """`GET /wechat-sign.d.ts`: its types, to be copied with it."""
-
-    kind, body = "text/plain", TYPES
-
-
-def make_tickets(settings: Settings, cache: Cache) -> JsapiTickets:
-    """The ticket for pages, and all that is behind it."""
-    return JsapiTickets(Renewal(WeChat(settings.wechat), cache, settings))
-
-
 async def serve(settings: Settings, cache: Cache, sockets: list[socket.socket]) -> None:
     """Runs until SIGTERM, SIGINT or SIGHUP, then finishes what was begun, within `drain` s."""
-    tickets = make_tickets(settings, cache)
+    tickets = JsapiTickets(Renewal(WeChat(settings.wechat), cache, settings))
     application = SigningApplication(settings, tickets)
     limit = process.raise_file_limit(process.MAX_CONNECTIONS)
     limits = settings.limits
@@ -464,15 +428,9 @@ def log_to_stderr(*, verbose: bool) -> None:
 def settings_from(given: argparse.Namespace, limits: Limits) -> Settings:
     """Those of the INI file or the sandbox, with --address and --port. Raises ConfigError."""
     if given.sandbox:
-        from wechat_sign.sandbox import Sandbox  # no server in earnest needs it in memory
+        from wechat_sign import sandbox  # no server in earnest needs it in memory
 
-        wechat = Sandbox().start()
-        account = WeChatSettings(appid=wechat.appid, secret=wechat.secret, api=wechat.url)
-        settings = Settings(
-            wechat=account,
-            jssdk=JssdkSettings(page_hosts=("*",)),
-            server=ServerSettings(address="127.0.0.1"),
-        )
+        settings = sandbox.start_with_settings()
     else:
         settings = load_settings(given.config, os.environ)
     given_here = {"address": given.address, "port": given.port}
@@ -494,15 +452,21 @@ def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> i
     except ConfigError as error:
         problems = [problem.at(given.config) for problem in error.problems]
         if given.check:
-            return print_findings(Finding(Text("settings"), False, text) for text in problems)
+            return check.print_problems(problems)
         return complain(problems, 2)
     if given.check:
-        return print_check(settings, cache, None if given.sandbox else given.config)
+        return check.print_check(settings, cache, None if given.sandbox else given.config)
     try:
         sockets = process.listen(settings.server)
     except ConfigError as error:
         return complain(error.problems, 1)
-    announce(settings, given, sockets)
+    if given.sandbox:
+        from wechat_sign import sandbox
+
+        sandbox.print_banner(process.address_of(sockets[0]))
+    else:
+        for what, advice in check.risks(settings, given.config):
+            log.warning("%s. What to do: %s", what, advice.both)
     asyncio.run(serve(settings, cache, sockets))
     return 0
 
@@ -512,17 +476,6 @@ def complain(problems: Iterable[Text], status: int) -> int:
         for problem in problems:
             print(sanitize(local(problem), LONGEST_LINE), file=sys.stderr)
     return status
-
-
-def announce(settings: Settings, given: argparse.Namespace, sockets: list[socket.socket]) -> None:
-    if given.sandbox:
-        from wechat_sign.sandbox import print_banner
-
-        with suppress(OSError):  # its reader may be gone
-            print_banner(process.address_of(sockets[0]))
-    else:
-        for what, advice in risks(settings, given.config):
-            log.warning("%s. What to do: %s", what, advice.both)
 
 
 def run(limits: Limits = Limits()) -> NoReturn:

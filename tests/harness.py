@@ -634,7 +634,8 @@ def instance_for(
 
 def tickets_of(settings: Settings, clock: Clock | None = None) -> JsapiTickets:
     """An instance's ticket for pages, as the server builds it."""
-    return server.make_tickets(settings, Cache(settings, clock))
+    cache = Cache(settings, clock)
+    return JsapiTickets(Renewal(WeChat(settings.wechat), cache, settings))
 
 
 def tickets_for(

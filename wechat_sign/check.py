@@ -23,7 +23,7 @@ from .credentials import WeChat
 from .errors import NO_ADVICE, LockedElsewhere, LookHangs, SigningError, advice, redis_advice
 from .logs import LONGEST_LINE, sanitize
 from .renewal import CALLS, Known, Renewal
-from .settings import Settings, is_loopback, secrets_in
+from .settings import Settings, is_loopback
 from .signature import WxConfig
 from .texts import Text, local
 
@@ -55,10 +55,11 @@ def risks(settings: Settings, config: Path) -> Iterator[tuple[Text, Text]]:
         yield Text("the secret goes to WeChat unencrypted"), advice("api unencrypted")
     if os.name != "posix":
         return
-    names = ", ".join(secrets_in(config)) if config.is_file() else ""
-    if names and config.stat().st_mode & stat.S_IROTH:
-        what = "every user of this host may read {names} in {config}"
-        yield Text(what, names=names, config=config), advice("file open to all")
+    text = config.read_text("utf-8-sig") if config.is_file() else ""
+    secrets = [settings.wechat.secret, *settings.redis.passwords]
+    if any(one and one in text for one in secrets) and config.stat().st_mode & stat.S_IROTH:
+        what = Text("every user of this host may read the secrets in {config}", config=config)
+        yield what, advice("file open to all")
     if os.geteuid() == 0:
         yield Text("the server runs as root"), advice("runs as root")
 
@@ -217,10 +218,15 @@ def print_check(settings: Settings, cache: Cache, config: Path | None) -> int:
     known = [Finding(Text("settings"), True, text)]
     if config is not None:
         known += [Finding(Text("safety"), True, *risk) for risk in risks(settings, config)]
-    return print_findings(chain(known, check(settings, cache)))
+    return _print(chain(known, check(settings, cache)))
 
 
-def print_findings(findings: Iterable[Finding]) -> int:
+def print_problems(problems: Iterable[Text]) -> int:
+    """The same for settings that can't be used."""
+    return _print(Finding(Text("settings"), False, problem) for problem in problems)
+
+
+def _print(findings: Iterable[Finding]) -> int:
     """Each as it comes. The exit status: 1 where one fails, or the output is closed."""
     status = 0
     for finding in findings:

@@ -57,14 +57,9 @@ SIZES: Final[dict[str, int]] = {
     "max_buffer_size": 64 * 1024,  # Tornado reads half as much at once
     "body_timeout": 10,  # seconds
 }
-_HEAD_TOO_LONG: Final = (
-    "431 Request Header Fields Too Large",
-    "the request line and headers are longer than 32 KiB",
-)
 _MALFORMED: Final = (
-    "400 Bad Request",
-    "this is no HTTP/1.1 request with one Host header, 1,000 parameters and a body of 32 KiB at "
-    "most; https ends at a proxy in front",
+    "this is no HTTP/1.1 request with one Host header, and 1,000 parameters, a head of 32 KiB and "
+    "a body of 32 KiB at most; https ends at a proxy in front"
 )
 _HEAD_END: Final = rb"\n\r?\n"
 """Matches where Tornado's pattern ends. That one begins with what may be missing, so it takes
@@ -74,10 +69,7 @@ _TLS_BEGINS: Final = 0x16
 
 class BoundedServer(HTTPServer):
     """Holds `limit` connections at the most. When full, it closes the one that is longest idle or
-    unread. If all wait for an answer, it refuses the new one.
-
-    A class because it carries when each connection was last active; the oldest first.
-    """
+    unread. If all wait for an answer, it refuses the new one."""
 
     def initialize(
         self,
@@ -94,6 +86,7 @@ class BoundedServer(HTTPServer):
         self._limits = limits
         self._clock = clock
         self._active: OrderedDict[_Stream, float] = OrderedDict()
+        """When each connection was last active; the oldest first."""
         self._all_busy_until = -math.inf
         """Before this time no connection can be evicted, unless one is answered."""
         self._sweeping = PeriodicCallback(self._close_idle, 1000 * limits.idle_timeout / 15)
@@ -162,10 +155,7 @@ class BoundedServer(HTTPServer):
 
 
 class _Stream(IOStream):
-    """A connection. A request that can't be read is answered in JSON, logged, and closed.
-
-    A class because it carries whether it has begun, was answered, or could not be read.
-    """
+    """A connection. A request that can't be read is answered in JSON, logged, and closed."""
 
     def __init__(
         self, connection: socket.socket, on_answer: Callable[[_Stream], None], **sizes: int
@@ -204,7 +194,7 @@ class _Stream(IOStream):
     def write(self, data: bytes | memoryview) -> Future[None]:
         # A status line alone is Tornado's own; an answer of ours has headers.
         if data[:10] == b"HTTP/1.1 4" and bytes(data).find(b"\r\n") == len(data) - 4:
-            self._refused, data = True, self._refusal(*_MALFORMED)
+            self._refused, data = True, self._refusal()
         written = super().write(data)
         if data[9:10] != b"1":  # 100 Continue is no answer
             self._answered = True
@@ -217,21 +207,20 @@ class _Stream(IOStream):
         if too_long or self._refused:
             with suppress(OSError):
                 if too_long:
-                    self.socket.send(self._refusal(*_HEAD_TOO_LONG))
+                    self.socket.send(self._refusal())
                 self.socket.shutdown(socket.SHUT_WR)
                 # Read the rest: closing with unread input sends a RST, which may lose the answer.
                 for _ in range(16):
                     self.socket.recv(65536)
         super().close_fd()
 
-    def _refusal(self, status: str, error: str) -> bytes:
+    def _refusal(self) -> bytes:
         with suppress(OSError):
             name = self.socket.getpeername()
             peer = name[0] if isinstance(name, tuple) else "a unix socket"
-            kind = {"kind": f"{status[:3]}s"}
-            access_log.warning("%s from %s: %s", status[:3], peer, error, extra=kind)
-        body = json.dumps({"error": error})
-        head = f"HTTP/1.1 {status}\r\nConnection: close\r\n"
+            access_log.warning("400 from %s: %s", peer, _MALFORMED, extra={"kind": "400s"})
+        body = json.dumps({"error": _MALFORMED})
+        head = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"
         head += f"Content-Type: application/json; charset=UTF-8\r\nContent-Length: {len(body)}"
         return f"{head}\r\n\r\n{body}".encode("ascii")
 
@@ -255,11 +244,9 @@ def raise_file_limit(connections: int) -> int:
 def forbid_core_dumps() -> None:
     """Forbids core dumps, which would have the ticket in them. The limit is 1 byte: with 0 the
     kernel still pipes a core to the program in core_pattern."""
-    if sys.platform == "win32":
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    limit = 0 if hard == 0 else 1
-    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+    if sys.platform != "win32":
+        with suppress(ValueError, OSError):  # they are forbidden already
+            resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def listen(settings: ServerSettings) -> list[socket.socket]:

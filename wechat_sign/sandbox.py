@@ -11,12 +11,13 @@ import secrets
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from .settings import GRANTED_LIFE
+from .settings import GRANTED_LIFE, JssdkSettings, ServerSettings, Settings, WeChatSettings
 
 S = TypeVar("S", bound="Sandbox")
 _FOLDERS: Final = {"token": "/cgi-bin", "stable_token": "/cgi-bin", "getticket": "/cgi-bin/ticket"}
@@ -31,6 +32,14 @@ _MESSAGES: Final = {
     42001: "access_token expired",
     43002: "require POST method",
 }
+_BANNER: Final = """
+*** SANDBOX: a stand-in plays WeChat. These signatures are NOT VALID in WeChat. ***
+*** 沙箱模式：签名仅供试用，在微信中无效。 ***
+
+Paste this into another terminal（在另一个终端执行）:
+
+    {}
+"""
 
 
 @dataclass(frozen=True)
@@ -40,9 +49,8 @@ class _Issued:
 
 
 class Sandbox:
-    """WeChat's three endpoints on a free port of 127.0.0.1.
+    """WeChat's three endpoints on a free port of 127.0.0.1; `token_life` is in seconds.
 
-    A class because it is WeChat's state: which credentials are alive. `token_life` is in seconds.
     A `token` kills the one before it at once, where WeChat takes up to 5 minutes: what survives
     this survives WeChat.
     """
@@ -144,13 +152,18 @@ def print_banner(address: str) -> None:
     curl, here = "curl", address.replace("/0.0.0.0:", "/127.0.0.1:").replace("/[::]:", "/[::1]:")
     if address.startswith("unix:"):
         curl, here = f"curl --unix-socket {address[5:]}", "http://localhost"
-    print(
-        "\n"
-        "*** SANDBOX: a stand-in plays WeChat. These signatures are NOT VALID in WeChat. ***\n"
-        "*** 沙箱模式：签名仅供试用，在微信中无效。 ***\n\n"
-        "Paste this into another terminal（在另一个终端执行）:\n\n"
-        f'    {curl} "{here}/getApi?url=https://h5.example.com/page?a=1&b=2"\n',
-        flush=True,
+    with suppress(OSError):  # its reader may be gone
+        print(_BANNER.format(f'{curl} "{here}/getApi?url=https://h5.example.com/page?a=1&b=2"'))
+        sys.stdout.flush()
+
+
+def start_with_settings() -> Settings:
+    """Starts a sandbox; gives the settings of a server for it, which signs any page."""
+    wechat = Sandbox().start()
+    return Settings(
+        wechat=WeChatSettings(appid=wechat.appid, secret=wechat.secret, api=wechat.url),
+        jssdk=JssdkSettings(page_hosts=("*",)),
+        server=ServerSettings(address="127.0.0.1"),
     )
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import configparser
 import difflib
-import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
@@ -340,18 +339,17 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     Raises ConfigError with all problems at once, each with its place, or with one alone where
     the file can't be read. No value is ever in it.
     """
-    texts, lines, problems = _parse(path)
-    problems += _unknown("[{}]", {name: lines[name, ""] for name in texts}, SECTIONS)
+    text, texts, problems = _parse(path)
+    problems += _unknown("[{}]", texts, SECTIONS, text)
     values: dict[str, dict[str, Any]] = {}
     for section, schema in SECTIONS.items():
         given, options = texts.get(section, {}), _options(schema)
-        found = {name: lines[section, name] for name in given}
-        problems += _unknown(f"[{section}] {{}}", found, options)
+        problems += _unknown(f"[{section}] {{}}", given, options, text)
         values[section] = {}
         for name, option in options.items():
-            text = given.get(name) or environ.get(option.metadata["environ"], "").strip()
+            value = given.get(name) or environ.get(option.metadata["environ"], "").strip()
             try:
-                values[section][name] = _value(f"[{section}] {name}", option, text)
+                values[section][name] = _value(f"[{section}] {name}", option, value)
             except ValueError as problem:
                 problems.append(problem.args[0])
     if not problems:
@@ -360,19 +358,6 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
         if not problems:
             return settings
     raise ConfigError(*problems)
-
-
-def secrets_in(path: Path) -> list[str]:
-    """The options that are secrets and that the file has, where the environment could."""
-    with suppress(ConfigError):  # it was read before, and may be gone by now
-        texts, _, _ = _parse(path)
-        return [
-            name
-            for section, schema in SECTIONS.items()
-            for name, option in _options(schema).items()
-            if option.metadata["environ"] and texts.get(section, {}).get(name)
-        ]
-    return []
 
 
 def _contradictions(settings: Settings) -> list[Text]:
@@ -389,25 +374,21 @@ def _contradictions(settings: Settings) -> list[Text]:
     return problems
 
 
-def _parse(
-    path: Path,
-) -> tuple[dict[str, dict[str, str]], dict[tuple[str, str], int], list[Text]]:
-    """Section → option → text; the line of each, a section's under the option ""; and a problem
-    for each line that is neither."""
+def _parse(path: Path) -> tuple[str, dict[str, dict[str, str]], list[Text]]:
+    """The file's text; section → option → value; and a problem for each line that is neither."""
     parser = configparser.ConfigParser(
         interpolation=None, default_section="", empty_lines_in_values=False
     )
-    lines: dict[tuple[str, str], int] = {}
     problems = []
     try:
         text = path.read_text(encoding="utf-8-sig")
-        parser.read_file(_numbered(text, parser, lines))
+        parser.read_string(text)
     except (OSError, UnicodeError, configparser.Error) as error:
         if type(error) is not configparser.ParsingError:
             raise ConfigError(_why_unreadable(error, path)) from None
         for line, _ in error.errors:
             problems.append(Text("line {line}: is not option = value", line=line))
-    return {name: dict(parser[name]) for name in parser.sections()}, lines, problems
+    return text, {name: dict(parser[name]) for name in parser.sections()}, problems
 
 
 def _why_unreadable(error: Any, path: Path) -> Text:
@@ -436,17 +417,6 @@ def _why_unreadable(error: Any, path: Path) -> Text:
             return Text("line {line}: this option is given twice; keep one", line=error.lineno)
     first = "line {line}: a [section] must come before the first option"
     return Text(first, line=error.lineno)
-
-
-def _numbered(
-    text: str, parser: configparser.ConfigParser, lines: dict[tuple[str, str], int]
-) -> Iterator[str]:
-    """The text's lines; when the parser has read one, `lines` has what it found there."""
-    for number, line in enumerate(io.StringIO(text), 1):
-        yield line
-        for section in parser.sections()[-1:]:
-            for option in ("", *parser.options(section)):
-                lines.setdefault((section, option), number)
 
 
 def _options(schema: Any) -> dict[str, Field[Any]]:
@@ -486,10 +456,12 @@ def _check_text(option: Field[Any], text: str) -> None:
         raise ValueError(Text("is in quotes, which would be part of it; leave them out"))
 
 
-def _unknown(place: str, lines: Mapping[str, int], known: Mapping[str, Any]) -> Iterator[Text]:
+def _unknown(
+    place: str, names: Iterable[str], known: Mapping[str, Any], text: str
+) -> Iterator[Text]:
     """A problem for each name that is not known. Only one that is known elsewhere or resembles a
     known one is shown: another may be a secret."""
-    for name, line in lines.items():
+    for name in names:
         if name in known or name in ("", *RETIRED):  # without a name, it was told already
             continue
         homes = [f"[{other}]" for other, schema in SECTIONS.items() if name in _options(schema)]
@@ -500,5 +472,8 @@ def _unknown(place: str, lines: Mapping[str, int], known: Mapping[str, Any]) -> 
         elif close:
             yield Text("is unknown; did you mean {close}?", close=close[0]).at(shown)
         else:
+            form = r"\[{}]" if known is SECTIONS else r"\s*{}\s*[=:]"
+            begins = re.compile(form.format(re.escape(name)), re.IGNORECASE)
+            numbers = (at for at, line in enumerate(text.split("\n"), 1) if begins.match(line))
             unknown = "line {line}: is unknown; known are {known}"
-            yield Text(unknown, line=line, known=", ".join(known))
+            yield Text(unknown, line=next(numbers, 0), known=", ".join(known))
