@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import logging
 import os
-import pty
 import re
 import shlex
 import socket
@@ -10,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,6 @@ from harness import (
     write_ini,
 )
 
-import server
 from wechat_sign import __version__
 from wechat_sign.check import risks
 from wechat_sign.settings import Limits, load_settings
@@ -563,31 +559,6 @@ def test_what_is_less_safe_than_it_could_be_is_a_chinese_note(check: Check) -> N
 
 
 # --- where it is printed --------------------------------------------------------------------------
-
-
-def test_it_is_coloured_on_a_terminal_unless_no_color_is_set(
-    check: Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ini = str(write_ini(check.ini, check.wechat))
-    check.ini.chmod(0o644)
-    check.wechat.faults["getticket"] = Fault(errcode=48001)
-    for value, coloured in (("", True), ("1", False)):
-        master, slave = pty.openpty()
-        monkeypatch.setenv("NO_COLOR", value)
-        with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", terminal)
-            assert server.main(["--config", ini, "--check"]) == 1
-        logging.disable(logging.NOTSET)
-        printed = ""
-        with suppress(OSError):  # how a terminal ends on Linux
-            while received := os.read(master, 65536):
-                printed += received.decode()
-        os.close(master)
-        for colour, word in ((32, "ok  "), (33, "note"), (31, "FAIL")):
-            assert (f"\033[{colour}m{word}\033[0m  " in printed) is coloured
-            assert word in printed
-        assert ("\033" in printed) is coloured
-        assert printed.startswith("\033[32mok" if coloured else "ok")
 
 
 def test_where_it_can_not_be_printed_it_ends_without_a_traceback() -> None:

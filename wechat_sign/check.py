@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -239,14 +238,10 @@ def _print(findings: Iterable[Finding]) -> int:
 
 
 def _line(finding: Finding) -> str:
-    word, colour = (Text("ok"), 32) if finding.ok else (Text("FAIL"), 31)
-    if finding.ok and finding.advice:
-        word, colour = Text("note"), 33
-    shown = _column(word, 4)
-    if sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        shown = f"\033[{colour}m{shown}\033[0m"
+    good = Text("note") if finding.advice else Text("ok")
     text = sanitize(local(finding.text), LONGEST_LINE)
-    line = f"{shown}  {_column(finding.name, 12)}  {text}"
+    word = _column(good if finding.ok else Text("FAIL"), 4)
+    line = f"{word}  {_column(finding.name, 12)}  {text}"
     if finding.advice:
         line += "\n      " + local(Text("What to do: {advice}", advice=finding.advice))
     return line
