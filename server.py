@@ -25,6 +25,7 @@ from asyncio import Future
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,8 +51,6 @@ METHODS = "GET, HEAD, OPTIONS"
 ACCEPTS_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
 APPID = re.compile("(?:^|&)(?:appid=([^&]+)|url=https?://.*)", re.IGNORECASE)
 """In a query, but not in that of a page's raw url."""
-IOS = re.compile("iPhone|iPad|Macintosh")  # an iPad may call itself a Macintosh
-"""User agents that may sign the url of entry, which may differ from the Referer."""
 PAGE_IN_QUERY = re.compile("(?:^|&)url=(.*)", re.DOTALL)
 
 _FILES = Path(__file__).with_name("wechat_sign")
@@ -108,7 +107,8 @@ class SigningApplication(Application):
         if settings.server.page:
             routes.append((f"{any_host}/", Page))
         super().__init__(routes, default_handler_class=NotFound)
-        self.page_hosts = settings.jssdk.page_hosts
+        self.page_hosts = hosts = settings.jssdk.page_hosts
+        self.allows = lru_cache(lambda origin: host_is_listed(host_of(origin.lower()), hosts))
         self.tickets = tickets
         self.appid = settings.wechat.appid
         self.wx_config = WxConfig(settings.wechat.appid, settings.jssdk)
@@ -153,11 +153,10 @@ class BaseHandler(RequestHandler):
         self.clear_header("Server")
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
-        page_hosts = self.application.page_hosts
-        if page_hosts:
+        if self.application.page_hosts:
             self.set_header("Vary", "Origin")
             origin = self.request.headers.get("Origin", "")
-            if origin and host_is_listed(host_of(origin.lower()), page_hosts):
+            if origin and self.application.allows(origin):
                 self.set_header("Access-Control-Allow-Origin", origin)
                 # No answer depends on cookies; some pages send them with every request.
                 self.set_header("Access-Control-Allow-Credentials", "true")
@@ -237,7 +236,9 @@ class GetApi(BaseHandler):
     async def get(self) -> None:
         shared, headers = self.application, self.request.headers
         referer = headers.get("Referer", "")
-        is_entry = bool(referer and IOS.search(headers.get("User-Agent", "")))
+        agent = headers.get("User-Agent", "")
+        # These may sign the url of entry, not the Referer. An iPad may call itself a Macintosh.
+        is_entry = "iPhone" in agent or "iPad" in agent or "Macintosh" in agent
         try:
             query = self.request.query.encode("latin-1")
             named = "appid=" in self.request.query.lower() and APPID.findall(self.request.query)
