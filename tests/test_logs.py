@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from urllib.parse import unquote
 
 import pytest
-from harness import PAGE, Fault, MovedClock, Sandbox, Server, Start, fetch, run_check
+from harness import PAGE, MovedClock, Start, fetch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wechat_sign.logs import LONGEST_TEXT, LineFormatter, Throttle, redacted, sanitize
+from wechat_sign.logs import LineFormatter, Throttle, redacted, sanitize
 
 HARM = "\x85\x9b2J\x1b]0;x\x07\u202e\u2028\ud800\r\n2026-11-24 00:00:00,000 INFO forged"
 """A line of its own, a terminal that is told what to do, and text that runs backwards."""
@@ -28,13 +24,8 @@ def test_what_is_shown_is_printable_and_not_too_long(text: str, longest: int) ->
     shown = sanitize(text, longest)
     assert shown.isprintable()
     assert len(shown) <= longest
-    if text.isprintable() and len(text) <= longest:
-        assert shown == text
-
-
-def test_what_is_cut_says_so() -> None:
-    assert sanitize("x" * 301) == "x" * 299 + "…"
-    assert len(sanitize("\x80" * 9000)) == LONGEST_TEXT
+    if text.isprintable():
+        assert shown == (text if len(text) <= longest else text[: longest - 1] + "…")
 
 
 VARIANTS = [str, str.upper, lambda text: "".join(f"%{ord(letter):02X}" for letter in text)]
@@ -75,84 +66,11 @@ def test_a_record_is_one_line_and_its_traceback_is_printable() -> None:
     assert all(line.isprintable() for line in traceback)
 
 
-def assert_every_line_is_the_servers(output: str) -> None:
-    for line in output.split("\n"):
-        assert line.isprintable(), line
-        assert re.match(r"$|20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ", line), line
-        assert "INFO forged" not in line[:45], line
-        assert len(line) < 1000
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Server]:
-    """The server that all of the requests are sent to."""
-    sandboxed = Server("--sandbox", "--port", "0", "--verbose")
-    assert sandboxed.url
-    yield sandboxed
-    sandboxed.kill()
-
-
-numbers = itertools.count()
-
-
-@pytest.mark.parametrize(
-    ("target", "header"),
-    [
-        (b"/%b", b"X: x"),
-        (b"/getApi?url=%b", b"X: x"),
-        (b"/getApi?%b=1", b"X: x"),
-        (b"/getApi?url=https://%b/", b"X: x"),
-        (b"/getApi?url=https://a/&%b", b"X: x"),
-        (b"/x", b"Referer: %b"),
-        (b"/x", b"X-Forwarded-For: %b"),
-        (b"/x", b"X-Real-IP: %b"),
-        (b"/x", b"Host: %b"),
-        (b"/x", b"Origin: %b"),
-        (b"/x", b"User-Agent: %b"),
-        (b"/x", b"%b: x"),
-    ],
-)
-@pytest.mark.parametrize("method", [b"GET", b"POST", b"G\x9bT"])
-def test_no_part_of_a_request_writes_to_the_log_what_it_likes(
-    shared: Server, method: bytes, target: bytes, header: bytes
-) -> None:
-    before = len(shared.output)
-    harm = HARM.replace("\r\n", "").encode("utf-8", "surrogatepass") + b"\x85\x9b" + b"\x80" * 9000
-    target, header = (
-        part % harm.replace(b" ", b"") if b"%b" in part else part for part in (target, header)
-    )
-    with shared.connect() as connection:
-        connection.sendall(method + b" " + target + b" HTTP/1.1\r\nHost: a\r\n")
-        connection.sendall(header + b"\r\nConnection: close\r\n\r\n")
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    assert len(answer) < 2000
-    end = f"/end-{next(numbers)}"
-    fetch(shared.url + end)
-    assert_every_line_is_the_servers(shared.says(f"404 GET {end} ")[before:])
-
-
-def test_what_wechat_says_is_shown_and_does_nothing(
-    start: Start, wechat: Sandbox, tmp_path: Path
-) -> None:
-    said = {"errcode": 40013, "errmsg": HARM + "x" * 5000}
-    wechat.faults["token"] = Fault(body=json.dumps(said).encode())
-    running = start()
-    assert fetch(f"{running.url}/getApi?url={PAGE}")[0] == 502
-    assert r"errcode 40013 (\x9b2J\x1b]0;x" in running.output
-    running.stop()
-    assert_every_line_is_the_servers(running.output)
-    status, output = run_check(wechat, tmp_path / "config.ini")
-    assert status == 1
-    assert all(line.isprintable() for line in output.split("\n"))
-    assert r"(\x9b2J\x1b]0;x" in output
-
-
 def test_one_record_of_a_kind_is_logged_in_a_second_and_the_next_tells_how_many_were_not(
     clock: MovedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = logging.getLogger("throttled")
-    throttle = Throttle(clock)
-    logger.addFilter(throttle)
+    logger.addFilter(Throttle(clock))
 
     def lines(kind: str | None, number: int) -> list[str]:
         caplog.clear()
@@ -169,9 +87,6 @@ def test_one_record_of_a_kind_is_logged_in_a_second_and_the_next_tells_how_many_
     assert lines("404s", 2) == ["7 % (4 more 404s since the last such line)"]
     clock.advance(1)
     assert lines("404s", 1) == ["7 % (1 more 404s since the last such line)"]
-    clock.advance(1)
-    assert lines("404s", 1) == ["7 %"]
-    logger.removeFilter(throttle)
 
 
 def test_a_flood_of_refusals_is_a_line_a_second_and_hides_no_other_kind(start: Start) -> None:
