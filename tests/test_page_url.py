@@ -2,26 +2,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import pytest
 import urls
 from harness import PAGE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from urls import (
-    ESCAPERS,
-    NOW,
-    Outcomes,
-    browsers_host,
-    browsers_href,
-    is_a_double,
-    measure,
-    real_pages,
-)
+from urls import NOW, Outcomes, browsers_host, browsers_href, is_a_double, measure, real_pages
 
 from wechat_sign.errors import BadPageUrl, PageHostNotAllowed
 from wechat_sign.page_url import (
@@ -34,87 +24,73 @@ from wechat_sign.page_url import (
 )
 
 
-@pytest.mark.parametrize(
-    ("query", "url"),
-    [
-        # raw: to the end of the query, byte for byte
-        (f"url={PAGE}", PAGE),
-        (f"_=17&url={PAGE}", PAGE),
-        ("url=http://a/?url=http://b/&c", "http://a/?url=http://b/&c"),
-        ("url=https://a/?q=%23x&r=%zz", "https://a/?q=%23x&r=%zz"),
-        ("url=https://a/#/route?x=1&y=2", "https://a/"),
-        ("url=https://a/#/route?x%3D1%26y%3D2", "https://a/"),
-        # escaped: once, and other parameters are ignored
-        ("url=https%3A%2F%2Fa%2F%3Fx%3D1%26y%3D%252F%2523", "https://a/?x=1&y=%2F%23"),
-        ("_=1&url=https%3A%2F%2Fa%2F&cb=2", "https://a/"),
-        ("url=https:%2F%2Fa%2F%3Fx%3D%2B", "https://a/?x=+"),  # axios leaves the colon
-        ("url=https%3A//a/b", "https://a/b"),
-        ("url=https%3A%2F%2Fa%2F%23%2Froute&x=1", "https://a/"),
-        ("url=https%3A%2F%2Fa%2F%3Fx%3D%2525%2520", "https://a/?x=%25%20"),
-        ("url=https%3A%2F%2Fa%2F&url=https%3A%2F%2Fb%2F", "https://a/"),
-        ("url=https%3A%2F%2Fa%2F%3Fx%3D%&_=1", "https://a/?x=%"),
-    ],
-)
-def test_the_url_comes_out_as_the_page_has_it(query: str, url: str) -> None:
-    assert page_url(query.encode()) == url
+def escaped(url: str) -> str:
+    return f"url={quote(url, safe='')}"
 
 
-ESCAPED_WITH_A_BARE_SCHEME = [
-    ("https://a/x?b%3D1%26c%3D2", "https://a/x?b=1&c=2"),
-    ("https://a/x?b%3d1%26c%3d2", "https://a/x?b=1&c=2"),
-    ("https://a/x?b%3D1", "https://a/x?b=1"),
-    ("https://a/x?b%3D%26c%3D", "https://a/x?b=&c="),
-    ("https://a/x?b%3D1%26c%3D2&callback=f", "https://a/x?b=1&c=2"),
-    ("https://a/x?b%3D1%26c%3D2%23/route", "https://a/x?b=1&c=2"),
-    ("https://a/x?b%3D%25E4%25B8%25AD%26c%3D%2525", "https://a/x?b=%E4%B8%AD&c=%25"),
-    ("https://a/x?b%3Dd+e%26c%3D2", "https://a/x?b=d+e&c=2"),  # Spring; no href has a space
-    ("https://a/x?u%3Dhttps://b/?c%3D1", "https://a/x?u=https://b/?c=1"),
-    ("https://a/x?ids%5B%5D%3D1%26ids%5B%5D%3D2", "https://a/x?ids[]=1&ids[]=2"),
-    ("https://a/x%3Bjsessionid%3D9F", "https://a/x;jsessionid=9F"),
-    ("https://a/%25E4%25B8%25AD", "https://a/%E4%B8%AD"),
-    ("https://a/?%25E4%25B8%25AD", "https://a/?%E4%B8%AD"),
-    # by Angular, which leaves = as well
-    ("https://a/x?b=1%26c=2", "https://a/x?b=1&c=2"),
-    ("https://a/x?b=%26c=", "https://a/x?b=&c="),
-    ("https://a/x?debug%26c=2", "https://a/x?debug&c=2"),
-    ("https://a/%25E4?x=%25E5", "https://a/%E4?x=%E5"),
+def signed(query: str, referer: str = "", now: float | None = NOW, is_entry: bool = False) -> str:
+    return page_url(query.encode(), (), referer, now=now, is_entry=is_entry)
+
+
+# Raw, with escapes that no escaper makes.
+RAW = [
+    PAGE,
+    "http://a/?url=http://b/&c",
+    "https://a/?q=%23x&r=%zz",
+    "https://a/?b=%E4%B8%AD",  # no href has these bytes bare: they are its own escapes
+    "https://a/b%2Fc?u=https%3A%2F%2Fb%2F%3Fc%3D1%26d%3D2",  # : and / stand bare
+    "https://a/?c%3D1=2",  # = stands bare
+    "https://a/?b=1%26c%3D2",
+    "https://a/?b=%2B&c=2",
+    "https://a/?q=100%25",  # no page has a % without its two digits
+    "https://a/?b=1%2C2&c=3,4&d=%25E4",
+    "https://a/?q=H%26M",
+    "https://a/?ids%5B%5D=1",
+    "https://a/?https%3A%2F%2Fb%2F%3Fx%3D1",
 ]
 
 
-@pytest.mark.parametrize(("sent", "url"), ESCAPED_WITH_A_BARE_SCHEME)
-def test_escaped_with_its_scheme_left_bare_it_is_unescaped_once(sent: str, url: str) -> None:
-    assert page_url(f"url={sent}".encode()) == url
-
-
 @pytest.mark.parametrize(
-    "page",
+    ("sent", "url"),
     [
-        "https://a/?b=%E4%B8%AD",  # no href has these bytes bare: they are its own escapes
-        "https://a/%20?b=1",
-        "https://a/b%2Fc?u=https%3A%2F%2Fb%2F%3Fc%3D1%26d%3D2",  # : and / stand bare
-        "https://a/?c%3D1=2",  # = stands bare
-        "https://a/?b=1%26c%3D2",
-        "https://a/?b=%2B&c=2",
-        "https://a/?q=100%25",  # no page has a % without its two digits
-        "https://a/?b=1%2C2&c=3,4&d=%25E4",
-        "https://a/?q=H%26M",
-        "https://a/?ids%5B%5D=1",
-        "https://a/?x=1&b=C%2B%2B",
-        "https://a/?https%3A%2F%2Fb%2F%3Fx%3D1",
+        *((page, page) for page in RAW),
+        ("https://a/#/route?x=1&y=2", "https://a/"),
+        ("https://a/#/route?x%3D1%26y%3D2", "https://a/"),
+        # escaped: once, and other parameters are ignored
+        ("https%3A%2F%2Fa%2F%3Fx%3D1%26y%3D%252F%2523", "https://a/?x=1&y=%2F%23"),
+        ("https:%2F%2Fa%2F%3Fx%3D%2B", "https://a/?x=+"),  # axios leaves the colon
+        ("https%3A%2F%2Fa%2F%23%2Froute&x=1", "https://a/"),
+        ("https%3A%2F%2Fa%2F&url=https%3A%2F%2Fb%2F", "https://a/"),
+        ("https%3A%2F%2Fa%2F%3Fx%3D%&_=1", "https://a/?x=%"),
+        # escaped, with the :// left bare
+        ("https://a/x?b%3d1%26c%3D2", "https://a/x?b=1&c=2"),
+        ("https://a/x?b%3D1", "https://a/x?b=1"),
+        ("https://a/x?b%3D%26c%3D", "https://a/x?b=&c="),
+        ("https://a/x?b%3D1%26c%3D2&callback=f", "https://a/x?b=1&c=2"),
+        ("https://a/x?b%3D1%26c%3D2%23/route", "https://a/x?b=1&c=2"),
+        ("https://a/x?b%3Dd+e%26c%3D2", "https://a/x?b=d+e&c=2"),  # Spring; no href has a space
+        ("https://a/x?u%3Dhttps://b/?c%3D1", "https://a/x?u=https://b/?c=1"),
+        ("https://a/x?ids%5B%5D%3D1%26ids%5B%5D%3D2", "https://a/x?ids[]=1&ids[]=2"),
+        ("https://a/x%3Bjsessionid%3D9F", "https://a/x;jsessionid=9F"),
+        ("https://a/?%25E4%25B8%25AD", "https://a/?%E4%B8%AD"),
+        # by Angular, which leaves = as well
+        ("https://a/x?b=1%26c=2", "https://a/x?b=1&c=2"),
+        ("https://a/x?debug%26c=2", "https://a/x?debug&c=2"),
+        ("https://a/%25E4?x=%25E5", "https://a/%E4?x=%E5"),
     ],
 )
-def test_raw_with_escapes_that_no_escaper_makes_it_is_left_alone(page: str) -> None:
-    assert page_url(f"url={page}".encode()) == page
+def test_the_url_comes_out_as_the_page_has_it(sent: str, url: str) -> None:
+    for referer in ("", "https://a/entry"):
+        assert signed(f"url={sent}", referer) == url
+        assert signed(f"_=17&url={sent}", referer) == url
 
 
 @pytest.mark.parametrize(
-    ("raw", "escaped"),
+    ("raw", "unescaped"),
     [
-        ("https://a/?q=C%2B%2B", "https://a/?q=C++"),
         ("https://a/C%2B%2B", "https://a/C++"),
         ("https://a/?Yg%3D%3D", "https://a/?Yg=="),
         ("https://a/?b%3D", "https://a/?b="),
-        ("https://a/s/Yg%3D%3D", "https://a/s/Yg=="),
         ("https://a/?b%26c", "https://a/?b&c"),
         ("https://a/?u=/b?c=1%26d=2", "https://a/?u=/b?c=1&d=2"),
         ("https://a/?b%3D1&c=2", "https://a/?b=1"),
@@ -122,38 +98,30 @@ def test_raw_with_escapes_that_no_escaper_makes_it_is_left_alone(page: str) -> N
         ("https://a/?b=%25E4%25B8%25AD", "https://a/?b=%E4%B8%AD"),
     ],
 )
-def test_where_two_readings_are_possible_only_the_referer_decides(raw: str, escaped: str) -> None:
-    query = f"url={raw}".encode()
+def test_where_two_readings_are_possible_only_the_referer_decides(raw: str, unescaped: str) -> None:
     for referer in ("", "https://a/", "https://a/another"):
         with pytest.raises(BadPageUrl, match=r"encodeURIComponent\(location\.href"):
-            page_url(query, (), referer)
-    assert page_url(query, (), raw) == raw
-    assert page_url(query, (), escaped) == escaped
-
-
-@pytest.mark.parametrize(("sent", "url"), ESCAPED_WITH_A_BARE_SCHEME)
-def test_a_referer_that_is_another_page_changes_nothing(sent: str, url: str) -> None:
-    assert page_url(f"url={sent}".encode(), (), "https://a/entry") == url
-    assert page_url(f"url={PAGE}".encode(), (), "https://a/entry") == PAGE
+            signed(f"url={raw}", referer)
+    assert signed(f"url={raw}", raw) == raw
+    assert signed(f"url={raw}", unescaped) == unescaped
 
 
 @pytest.mark.parametrize(
-    "sent",
+    ("page", "reason"),
     [
-        "https://a/?b=%25E4%25B8%25AD&c=2",
-        "https://a/%25E4?b=1&c=2",
-        "https://a/?b=%5B1%5D&c=%25E4",
-        "https://a/?b=%25u5F20%25u4E09",  # of what JavaScript's escape() made
-        quote("https://a/?b=%25E4%25B8%25AD&c=2", safe=""),
-        quote("https://a/%25E4%25B8%25AD", safe=""),
-        quote("https://a/?b=%5B1%5D&c=%25E4", safe=""),
+        ("https://a/?b=%25E4%25B8%25AD&c=2", "escaped by encodeURI, or twice.*Referer"),
+        ("https://a/?b=%5B1%5D&c=%25E4", "escaped by encodeURI, or twice.*Referer"),
+        ("https://a/?b=%25u5F20%25u4E09", "escaped by encodeURI, or twice"),  # JavaScript's escape
+        ("https://a/?b=1&amp;c=2", "&amp; for &: it was taken from the source of HTML"),
     ],
 )
-def test_what_encode_uri_escaped_is_refused_unless_it_is_the_referer(sent: str) -> None:
-    with pytest.raises(BadPageUrl, match=r"escaped by encodeURI, or twice.*Referer"):
-        page_url(f"url={sent}".encode())
-    page = sent if "://" in sent else unquote(sent)
-    assert page_url(f"url={sent}".encode(), (), page) == page
+def test_what_is_a_mistake_more_often_is_refused_unless_it_is_the_referer(
+    page: str, reason: str
+) -> None:
+    for query in (f"url={page}", escaped(page)):
+        with pytest.raises(BadPageUrl, match=reason):
+            signed(query)
+        assert signed(query, page) == page
 
 
 @pytest.mark.parametrize(
@@ -161,146 +129,102 @@ def test_what_encode_uri_escaped_is_refused_unless_it_is_the_referer(sent: str) 
     [
         "https://a/?u=https%3A%2F%2Fb%2F%3Fv%3D%25E4",  # twice nested: encodeURI leaves no %3A
         "https://a/?q=100%25",
+        "https://a/?q=50%25off&t=100%25+cotton",
         "https://a/?b=[1]&c=%25E4",  # encodeURI leaves no [
         "https://a/?b=1%2C2&c=%25E4",
     ],
 )
 def test_a_page_with_some_double_escapes_of_its_own_is_signed(page: str) -> None:
-    assert page_url(f"url={quote(page, safe='')}".encode()) == page
+    assert signed(escaped(page)) == page
 
 
-def test_okhttp_and_others_that_escape_in_part_are_refused() -> None:
-    for sent in ("https://a/?b%3D%E4%B8%AD%26c%3D2", "https://a/?b%3Da%2Cb", "https://a/?b%3D%20"):
-        with pytest.raises(BadPageUrl, match="escaped in part"):
-            page_url(f"url={sent}".encode())
+MS = int(NOW * 1000)
+HOUR = 3_600_000
 
 
 @pytest.mark.parametrize(
     "appended",
     [
-        f"_={int(NOW * 1000)}",
-        f"_={int(NOW * 1000) - 20 * 3600 * 1000}",  # jQuery's counts on from when it was loaded
-        f"t={int(NOW * 1000) - 60_000}",
+        f"_={MS - 20 * HOUR}",  # jQuery's counts on from when it was loaded
+        f"t={MS - 60_000}",
         f"_t={int(NOW)}",
-        f"timestamp={int(NOW * 1000) + 60_000}",
+        f"timestamp={MS + 60_000}",
     ],
 )
 def test_a_cache_buster_behind_a_raw_url_is_refused_unless_the_referer_tells(appended: str) -> None:
-    for page in ("https://a/?b=1", "https://a/", "https://a/H&M/", "https://a/?b=%E4&c"):
-        query = f"url={page}&{appended}".encode()
-        with pytest.raises(
-            BadPageUrl, match=f"&{appended.partition('=')[0]}=… seems to be appended"
-        ):
-            page_url(query, now=NOW)
-        assert page_url(query, (), page, now=NOW) == page
-        assert page_url(query, (), f"{page}&{appended}", now=NOW) == f"{page}&{appended}"
-        assert page_url(f"url={quote(page, safe='')}&{appended}".encode(), now=NOW) == page
+    for page in ("https://a/?b=1", "https://a/", "https://a/?b=%E4&c"):
+        query = f"url={page}&{appended}"
+        name = appended.partition("=")[0]
+        with pytest.raises(BadPageUrl, match=f"&{name}=… seems to be appended"):
+            signed(query)
+        assert signed(query, page) == page
+        assert signed(query, f"{page}&{appended}") == f"{page}&{appended}"
+        assert signed(f"{escaped(page)}&{appended}") == page
+    with pytest.raises(BadPageUrl, match="appended"):
+        signed(f"url=https://a/?b=1&t={int(time.time())}", now=None)
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        f"https://a/?b=1&t={int(NOW * 1000) - 3_600_000}",
-        f"https://a/?b=1&_={int(NOW * 1000) - 25 * 3_600_000}",
-        f"https://a/?b=1&id={int(NOW * 1000)}",
-        f"https://a/?t={int(NOW * 1000)}",
-        f"https://a/?t={int(NOW * 1000)}&b=1",
+        f"https://a/?b=1&t={MS - HOUR}",
+        f"https://a/?b=1&_={MS - 25 * HOUR}",
+        f"https://a/?b=1&id={MS}",
+        f"https://a/?t={MS}",
         "https://a/?b=1&t=12345678901",
     ],
 )
 def test_a_time_of_the_pages_own_is_signed(page: str) -> None:
-    assert page_url(f"url={page}".encode(), now=NOW) == page
-
-
-def test_without_a_given_time_it_is_now() -> None:
-    with pytest.raises(BadPageUrl, match="appended"):
-        page_url(f"url=https://a/?b=1&t={time.time_ns() // 1_000_000}".encode())
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "url=https://a/x?b=%E4%26c=2",  # href.replace(/&/g, '%26')
-        "url=https://a/x?b=%2Fd%26c=2%26e=",
-        "url=https:%2F%2Fa%2Fx%3Fb=1&c=2",  # Go's PathEscape
-        "url=https%3A%2F%2Fa%2Fx?b=1&c=2",
-    ],
-)
-def test_what_was_escaped_in_part_is_refused(query: str) -> None:
-    with pytest.raises(BadPageUrl, match=r"escaped in part.*; send it as encodeURIComponent"):
-        page_url(query.encode())
+    assert signed(f"url={page}") == page
 
 
 @pytest.mark.parametrize(
     ("sent", "href"),
     [
         ("HTTPS://A.Example/?A=B", "https://a.example/?A=B"),
-        ("https://a", "https://a/"),
         ("http://mp.weixin.qq.com?params=value", "http://mp.weixin.qq.com/?params=value"),
         ("https://a:443/x", "https://a/x"),
         ("http://a:80", "http://a/"),
         ("http://a:/", "http://a/"),
+        *((page, page) for page in ("http://a:443/", "https://a:80/", "http://10.0.0.7:8080/?")),
+        *(
+            (page, page)
+            for page in ("http://[::1]:8060/", "https://a/|...//..x/%41%7e;p=(1)!*'$,@")
+        ),
+        ("https://a/:~?/../&q={[`^|\\]}", "https://a/:~?/../&q={[`^|\\]}"),
     ],
 )
-def test_scheme_host_and_port_are_signed_as_browsers_have_them(sent: str, href: str) -> None:
+def test_what_a_person_types_is_signed_as_browsers_have_it(sent: str, href: str) -> None:
     assert browsers_href(sent) == href
-    for query in (f"url={sent}", f"url={quote(sent, safe='')}"):
-        assert page_url(query.encode()) == href
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        "http://a:443/",
-        "https://a:80/",
-        "http://10.0.0.7:8080/?",
-        "http://[::1]:8060/",
-        "https://a/^|b/...//..x/%41%7e;p=(1)!*'$,@:~?/../&q={[`^|\\]}",
-    ],
-)
-def test_what_browsers_have_is_signed_as_it_is(page: str) -> None:
-    if "^" not in page:
-        assert browsers_href(page) == page
-    for query in (f"url={page}", f"url={quote(page, safe='')}"):
-        assert page_url(query.encode()) == page
+    assert signed(f"url={sent}") == signed(escaped(sent)) == href
 
 
 @pytest.mark.parametrize(
     ("sent", "reason"),
     [
         ("https://a/活", "no 活: send it as it is there, not decoded"),
-        ("https://a/?x=活", "no 活"),
         ("https://a/?x=#b&y=活", "no 活"),
         ("https://活.com/", "no 活"),
         ('https://a/?x="', 'no ": send it'),
         ("https://a/<", "no <"),
-        ("https://a/?x=1#>", "no >"),
-        ("https://a/`", "in the path"),
-        ("https://a/{id}", "in the path"),
-        ("https://a/b\\c", "in the path"),
-        ("https://a/?x='", "in the query"),
-        ("https://a/b/../c", r"a /\.\./ or"),
+        *((f"https://a/{path}", "otherwise") for path in ("{id}", "b\\c", "?x='", "b/../c", ".")),
         ("https://a/b/%2e%2E?c", r"a /\.\./ or"),
-        ("https://a/.", r"a /\.\./ or"),
-        ("https://1.2.3/", "the host"),
-        ("https://0x7f.1/", "the host"),
-        ("https://h5%2eexample.com/", "the host"),
-        ("https://a:080/", "the host"),
-        ("https://a/?b=1&amp;c=2", "&amp; for &: it was taken from the source of HTML"),
-        ("https://a/?x=a b", "whitespace or a control character"),
+        *((f"https://{host}/", "the host") for host in ("1.2.3", "h5%2eexample.com", "a:080")),
         ("https://a/?x=1#a b", "whitespace or a control character"),
+        ("ftp://a/", "must begin with http:// or https://"),
+        ("/?code=SECRET", "https://; send it as encodeURIComponent"),
+        ("http:/a", "http:// or https://"),
+        ("https:///a", "no host"),
+        ("https://\\a", "no host"),
+        ("https://:80/", "no host"),
+        ("https://user:pw@a/", "no host, or a user, which location.href never has"),
+        ("https://a:b/", "no host"),
     ],
 )
 def test_what_no_page_has_is_refused_with_the_reason(sent: str, reason: str) -> None:
-    with pytest.raises(BadPageUrl, match=reason):
-        page_url(f"url={quote(sent, safe='')}".encode())
-    with pytest.raises(BadPageUrl, match=reason):
-        page_url(f"url={sent}".encode())
-
-
-def test_an_ampersand_of_html_is_signed_where_the_page_has_it() -> None:
-    page = "https://a/?b=1&amp;c=2"
-    assert page_url(f"url={page}".encode(), (), page) == page
+    for query in (f"url={sent}", escaped(sent)):
+        with pytest.raises(BadPageUrl, match=reason):
+            signed(query)
 
 
 @pytest.mark.parametrize(
@@ -310,38 +234,27 @@ def test_an_ampersand_of_html_is_signed_where_the_page_has_it() -> None:
         ("URL=https://a/", "missing"),
         ("xurl=https://a/", "missing"),
         ("url", "empty"),
-        ("url=&x=1", "empty"),
-        ("url=%23a", "empty"),
         ("url=&url=https://b", "empty"),
-        ("url=ftp://a/", "must begin with http:// or https://"),
-        ("url=javascript%3Aalert(1)", "http:// or https://"),
-        ("url=/?code=SECRET", "https://; send it as encodeURIComponent"),
-        ("url=undefined", "must begin with"),
-        ("url=http:/a", "http:// or https://"),
-        ("url=https://", "no host"),
-        ("url=https:///a", "no host"),
-        ("url=https://:80/", "no host"),
-        ("url=https://user@/", "no host"),
-        ("url=https://user:pw@a/", "no host, or a user, which location.href never has"),
-        ("url=https://a:b/", "no host"),
-        ("url=https:%2F%2F\\a", "no host"),
+        ("url=%23a", "empty"),
         ("url=https%3A%2F%2Fa%2F%0D%0Ax", "whitespace or a control character"),
-        ("url=https%3A%2F%2Fa%2F%00", "whitespace or a control character"),
         ("url=https%3A%2F%2Fa%2F%C2%85", "whitespace or a control character"),
-        ("url=https%3A%2F%2Fa%2F%20x", "whitespace or a control character"),
         ("url=https%3A%2F%2Fa%2F?x=a+b", "bare . is a space"),
-        ("url=https%3A%2F%2Fa%2F%E3%80%80", "whitespace or a control character"),
         ("url=https%3A%2F%2Fa%2F%FF", "UTF-8"),
-        ("url=https%3A%2F%2Fa%2F%ED%A0%80", "UTF-8"),
-        ("url=https%3A%2F%2Fa%2F?x=1&y=2", "its = and & were not"),
         ("url=https%253A%252F%252Fa%252F", "escaped twice"),
         ("url=https:%252F%252Fa%252F", "escaped twice"),
         ("url=HTTP%253a//a", "escaped twice"),
+        # escaped in part
+        ("url=https%3A%2F%2Fa%2F?x=1&y=2", "its = and & were not"),
+        ("url=https:%2F%2Fa%2Fx%3Fb=1&c=2", "escaped in part"),  # Go's PathEscape
+        ("url=https://a/x?b=%E4%26c=2", "escaped in part.*; send it as enc"),  # only the &
+        ("url=https://a/x?b=%2Fd%26c=2%26e=", "escaped in part"),
+        ("url=https://a/?b%3D%E4%B8%AD%26c%3D2", "escaped in part"),  # okhttp
+        ("url=https://a/?b%3Da%2Cb", "escaped in part"),
     ],
 )
-def test_what_is_no_page_is_refused_with_the_reason(query: str, reason: str) -> None:
+def test_what_was_spoilt_on_its_way_is_refused_with_the_reason(query: str, reason: str) -> None:
     with pytest.raises(BadPageUrl, match=reason):
-        page_url(query.encode())
+        signed(query)
 
 
 def test_bytes_of_a_raw_url_that_are_no_utf_8_are_refused() -> None:
@@ -351,156 +264,59 @@ def test_bytes_of_a_raw_url_that_are_no_utf_8_are_refused() -> None:
 
 def test_the_length_that_counts_is_that_of_the_url_signed() -> None:
     longest = "https://a/" + "x" * (MAX_LENGTH - 10)
-    assert page_url(f"url={longest}#{longest}".encode()) == longest
+    assert signed(f"url={longest}#{longest}") == longest
     with pytest.raises(BadPageUrl, match="8192"):
-        page_url(f"url={longest}x".encode())
-    with pytest.raises(BadPageUrl, match="8192"):
-        page_url(f"url={longest}活".encode())
+        signed(f"url={longest}x")
 
 
-HOSTS = {
-    "https://h5.example.com/": "h5.example.com",
-    "https://H5.Example.COM:8443?x": "h5.example.com",
-    "https://h5.example.com#x": "h5.example.com",
-    "https://user:pw@h5.example.com/": "h5.example.com",
-    "https://h5.example.com@evil.com/": "evil.com",
-    "https://h5.example.com:80@evil.com/": "evil.com",
-    "https://a@h5.example.com@evil.com/": "evil.com",
-    "https://evil.com\\@h5.example.com/": "evil.com",
-    "https://evil.com/@h5.example.com/": "evil.com",
-    "https://evil.com?@h5.example.com/": "evil.com",
-    "https://evil.com#@h5.example.com/": "evil.com",
-    "https://[::1]:80/": "[::1]",
-    "https://[::1]evil/": "",
-    "https://h5.example.com:80:90/": "",
-    "ftp://h5.example.com/": "",
-}
+# --- hosts ----------------------------------------------------------------------------------------
+
+LISTED = ("h5.example.com", "*.example.net", "[::1]")
+TRICKS = ["h5.example.com@evil.com/", "h5.example.com:80@evil.com/", "[::1]evil/"]
+TRICKS += ["evil.com\\@h5.example.com/", "evil.com?@h5.example.com/", "evil.com#@h5.example.com/"]
+TRICKS += ["a@h5.example.com@evil.com/", "h5.example.com:80:90/", "h5.example.com%2f@evil.com/"]
+parts = st.sampled_from(
+    ["https://", "http://", "h5.example.com", ".example.net", "evil.com", "@", ":", "/", "\\", "?"]
+    + ["#", "%2f", "%40", "80", ".", "a", "[", "]", "::1", "。", "／", "\t", "\n", "xn--", "-", "_"]
+    + ["%00", "ß", ";", "&", "=", "*", "ｈ", "::ffff:1.2.3.4", "0x7f.1"]
+)
 
 
-def test_the_host_is_the_one_a_browser_would_go_to() -> None:
-    for url, host in HOSTS.items():
-        assert browsers_host(url) in (host, None) or url.startswith("ftp:"), url
-        for listed in ("h5.example.com", "evil.com", "[::1]"):
-            with suppress(BadPageUrl, PageHostNotAllowed):
-                page_url(f"url={quote(url, safe='')}".encode(), (listed,))
-                assert listed == host, url
+@given(st.lists(parts, max_size=8).map("".join))
+@settings(max_examples=400, deadline=None)
+def test_no_page_passes_as_one_of_a_listed_host_that_a_browser_loads_from_elsewhere(
+    generated: str,
+) -> None:
+    for rest in (generated, *TRICKS):
+        with suppress(BadPageUrl, PageHostNotAllowed):
+            browser = browsers_host(page_url(escaped("https://" + rest).encode(), LISTED))
+            # None: no browser opens it, so there is no page whose url it could be.
+            assert browser is None or host_is_listed(browser, LISTED), (rest, browser)
 
 
 def test_a_host_that_is_none_is_not_told_and_not_taken_for_one_that_is_missing() -> None:
     for url in ("https://h5.example.com%3Ftoken%3DSECRET", "https://h5.example.com%2Fcb%3Fc%3DS x"):
         with pytest.raises(BadPageUrl) as refused:
-            page_url(f"url={quote(url, safe='')}".encode(), LISTED)
+            page_url(escaped(url).encode(), LISTED)
         assert "SECRET" not in str(refused.value)
 
 
 def test_the_host_of_an_origin() -> None:
     assert host_of("https://h5.example.com") == "h5.example.com"
     assert host_of("http://[::1]:8060") == "[::1]"
-    for odd in ("null", "", "h5.example.com", "https://h5.example.com@evil.com", "https://a b"):
+    for odd in ("null", "", "https://h5.example.com/a", "https://h5.example.com@evil.com"):
         assert host_of(odd) == ""
 
 
-LISTED = ("h5.example.com", "*.example.net", "[::1]")
-
-
-@pytest.mark.parametrize(
-    "host", ["h5.example.com", "a.example.net", "a.b.c.example.net", "[::1]", "-._.example.net"]
-)
-def test_hosts_on_the_list(host: str) -> None:
-    assert host_is_listed(host, LISTED)
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "",
-        "example.net",
-        ".example.net",
-        "evilexample.net",
-        "h5.example.com.evil.com",
-        "h5.example.com.",
-        "xh5.example.com",
-    ],
-)
-def test_hosts_not_on_the_list(host: str) -> None:
-    assert not host_is_listed(host, LISTED)
-
-
-def test_without_a_list_every_page_is_signed() -> None:
-    assert page_url(b"url=https://anything/", ()) == "https://anything/"
+def test_the_list_names_hosts_and_all_that_is_below_one() -> None:
+    listed = ["h5.example.com", "a.example.net", "a.b.c.example.net", "[::1]", "-._.example.net"]
+    others = ["", "example.net", ".example.net", "evilexample.net", "h5.example.com.evil.com"]
+    others += ["h5.example.com.", "xh5.example.com"]
+    assert [host for host in listed + others if host_is_listed(host, LISTED)] == listed
     assert page_url(b"url=https://h5.example.com/", LISTED) == "https://h5.example.com/"
-    with pytest.raises(PageHostNotAllowed, match=r"on evil\.com"):
-        page_url(b"url=https://evil.com/", LISTED)
-
-
-TRICKS = [
-    *HOSTS,
-    "https://evil.com\\.h5.example.com/",
-    "https:\\\\evil.com\\@h5.example.com/",
-    "https://h5.example.com%40evil.com/",
-    "https://h5.example.com%2f@evil.com/",
-    "https://evil.com%2f@h5.example.com/",
-    "https://evil.com;@h5.example.com/",
-    "https://h5.example.com.evil.com/",
-    "https://h5.example.com./",
-    "https://h5.example.com:443/",
-    "https://h5.example.com:/",
-    "https://h5.example.com:99999/",
-    "https://h5.example.com:8a/",
-    "https://h5%2eexample.com/",
-    "https://h5.example.com%00.evil.com/",
-    "https://h5。example.com/",
-    "https://ｈ５.example.com/",
-    "https://evil.com／.example.net/",
-    "https://evil.com%2f.example.net/",
-    "https://ß.example.net/",
-    "https://xn--zca.example.net/",
-    "https://[::ffff:1.2.3.4].example.net/",
-    "https://[h5.example.com]/",
-    "https:///h5.example.com/",
-    "https:////evil.com/",
-    "https:/\\evil.com/",
-    "https://user@evil@h5.example.com/",
-    "https://evil.com\t.example.net/",
-    "https://evil\n.com/",
-    "https://ev\ril.com@h5.example.com/",
-    "https://.example.net/",
-    "https://a..example.net/",
-    "https://-.example.net/",
-    "https://*.example.net/",
-    "https://a_b.example.net/",
-    "http://0x7f.1/",
-    "https://evil.com/https://h5.example.com/",
-]
-
-
-def assert_no_trick(url: str) -> None:
-    """No page passes as one of a listed host that a browser would load from elsewhere."""
-    try:
-        accepted = page_url(f"url={quote(url, safe='')}".encode(), LISTED)
-    except (BadPageUrl, PageHostNotAllowed):
-        return
-    browser = browsers_host(accepted)
-    # None: no browser opens it, so there is no page whose url it could be.
-    assert browser is None or host_is_listed(browser, LISTED), (url, browser)
-
-
-def test_no_collected_trick_passes_the_host_check() -> None:
-    for url in TRICKS:
-        assert_no_trick(url)
-
-
-parts = st.sampled_from(
-    ["https://", "http://", "h5.example.com", ".example.net", "evil.com", "@", ":", "/", "\\", "?"]
-    + ["#", "%2f", "%40", "80", ".", "a", "[", "]", "::1", "。", "／", "\t", "\n", "xn--", "-", "_"]
-    + ["%00", "ß", ";", "&", "=", "*"]
-)
-
-
-@given(st.lists(parts, max_size=8).map("".join))
-@settings(max_examples=300, deadline=None)
-def test_nor_does_any_generated_one(rest: str) -> None:
-    assert_no_trick("https://" + rest)
+    for page in ("https://evil.com/", "https://evil.com"):
+        with pytest.raises(PageHostNotAllowed, match=r"on evil\.com"):
+            page_url(f"url={page}".encode(), LISTED)
 
 
 # --- the table of tests/urls.py, on fewer pages ---------------------------------------------------
@@ -562,29 +378,14 @@ def test_the_kinds_of_urls_that_real_pages_have_are_right_or_refused() -> None:
         assert share(found, "wrong") <= most, escaper
 
 
-def test_the_sample_is_of_many_kinds() -> None:
-    kinds = {"%25": 50, "%E4": 150, "%3A%2F%2F": 50, "=&": 15, "%26": 50, "[": 5, "{": 5}
-    for kind, least in kinds.items():
-        assert sum(kind in page for page in sample()) > least, kind
-    assert len(set(sample())) > 1250
-
-
-def test_yarls_rule_is_yarls() -> None:
-    rule: Callable[[str], str] = urls.yarl_rule
-    assert urls.yarl_is_here
-    assert all(rule(page) == ESCAPERS["yarl"](page) for page in sample()[:1000])
+# --- beside the Referer, and in the log -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("url", "page", "reason"),
     [
-        ("https://a/?x=%2B", "https://a/?x=+", "url has '%2B' where its page has '+'"),
         ("https://a/?x=b/c&y", "https://a/?x=b%2Fc&y", "url has '/' where its page has '%2F'"),
-        (
-            "https://a/%E3?x=%25",
-            "https://a/%25E3?x=%25",
-            "url has '%E3' where its page has '%25E3'",
-        ),
+        ("https://a/%E3?x=%25", "https://a/%25E3?x=%25", "has '%E3' where its page has '%25E3'"),
         ("https://a/?x=%20", "https://a/?x=+", "url has '%20' where its page has '+'"),
         ("https://a/%e4", "https://a/%E4", "url has '%e4' where its page has '%E4'"),
     ],
@@ -592,19 +393,17 @@ def test_yarls_rule_is_yarls() -> None:
 def test_a_url_that_equals_the_referer_but_for_its_escapes_is_refused(
     url: str, page: str, reason: str
 ) -> None:
-    query = f"url={quote(url, safe='')}".encode()
     with pytest.raises(BadPageUrl, match=re.escape(reason) + ", by the Referer; send it as enc"):
-        page_url(query, (), page)
+        signed(escaped(url), page)
     # On iOS the page may be signed by its url of entry.
-    assert page_url(query, (), page, is_entry=True) == url
-    assert page_url(query, (), "https://a/") == url
+    assert signed(escaped(url), page, is_entry=True) == url
+    assert signed(escaped(url), "https://a/") == url
 
 
 @pytest.mark.parametrize(
     ("url", "referer", "change"),
     [
         ("https://a/p", "https://a/p?code=SECRET", "it is cut before the page's '?code'"),
-        ("https://a/?x=1", "https://a/?x=1&code=SECRET", "it is cut before the page's '&code'"),
         ("https://a/?x=1", "https://a/?x=1%26SECRET", "it is cut before the page's '%26'"),
         ("https://a/?x=1", "https://a/?x=1&SECRET", "it is cut before the page's '&'"),
         ("https://a/?x=1&_=17", "https://a/?x=1", "it has '&_' added to it"),
@@ -612,13 +411,10 @@ def test_a_url_that_equals_the_referer_but_for_its_escapes_is_refused(
         ("https://a/?x=1", "https://a/?x=1", ""),
         ("https://a/?x=1", "https://a/", ""),  # all that another origin tells
         ("https://a/?x=1", "", ""),
-        ("https://a/", "https://a/detail", ""),
         ("https://a/app", "https://a/application?x=1", ""),
         ("https://a/?id=1", "https://a/?id=12", ""),
-        ("https://a/?id=12", "https://a/p?id=1", ""),
+        ("https://a/?id=12", "https://a/?id=1", ""),
         ("https://a/?id=1", "https://b/?id=1", ""),
-        ("https://a/?id=1", "http://a/?id=1&x=2", ""),
-        ("https://a/?id=1", "no url", ""),
     ],
 )
 def test_a_referer_tells_whether_its_pages_url_was_cut_or_lengthened(
@@ -627,35 +423,22 @@ def test_a_referer_tells_whether_its_pages_url_was_cut_or_lengthened(
     assert cut_or_added(url, referer) == change
 
 
-def test_what_the_log_shows_of_a_url_is_printable_and_short_and_has_no_query() -> None:
-    assert for_log("https://h5.example.com/a?code=SECRET#x") == "h5.example.com/a"
-    assert for_log("https://somebody:SECRET@h5.example.com/a") == "h5.example.com/a"
-    assert for_log("nonsense\x9b2J") == "nonsense\N{REPLACEMENT CHARACTER}2J"
-    assert for_log("%1B[2J") == r"\x1b[2J"
-    assert for_log("") == ""
-    assert len(for_log("https://a/" + "x" * 9000)) == 200
-
-
 @pytest.mark.parametrize(
-    "sent",
+    ("sent", "shown"),
     [
-        "https://h5.example.com/a?code=SECRET&openid=SECRET",
-        "https%3A%2F%2Fh5.example.com%2Fa%3Fcode%3DSECRET&openid=SECRET",
-        "https%253A%252F%252Fh5.example.com%252Fa%253Fcode%253DSECRET",
-        "https://h5.example.com/a%2523code%253DSECRET",
-        "https://h5.example.com/a;jsessionid=SECRET",
-        "https://h5.example.com/a%25252525252525253Fcode=SECRET",
-        "h5.example.com/a?code=SECRET",
+        ("https://h5.example.com/a?code=SECRET&openid=SECRET", "h5.example.com/a"),
+        ("https%3A%2F%2Fh5.example.com%2Fa%3Fcode%3DSECRET&x=SECRET", "h5.example.com/a"),
+        ("https%253A%252F%252Fh5.example.com%252Fa%253Fcode%253DSECRET", "h5.example.com/a"),
+        ("https://h5.example.com/a%2523code%253DSECRET", "h5.example.com/a"),
+        ("https://h5.example.com/a;jsessionid=SECRET", "h5.example.com/a"),
+        ("https://h5.example.com/a%25252525252525253Fcode=SECRET", "h5.example.com/a"),
+        ("https://somebody:SECRET@h5.example.com/a", "h5.example.com/a"),
+        ("https://h5.example.com/%E4%B8%AD/%FF", "h5.example.com/中/�"),
+        ("https://h5.example.com/\xe4\xb8\xad", "h5.example.com/中"),
+        ("/getApi%253Furl=https:%2F%2Fa%3Fcode%3DSECRET", "/getApi"),
+        ("%1B[2J", r"\x1b[2J"),
+        ("https://a/" + "x" * 9000, "a/" + "x" * 197 + "…"),
     ],
 )
-def test_however_a_url_is_escaped_the_log_shows_host_and_path(sent: str) -> None:
-    assert for_log(sent) == "h5.example.com/a"
-    assert for_log("https://h5.example.com/%E4%B8%AD/%FF") == "h5.example.com/中/�"
-    assert for_log("https://h5.example.com/\xe4\xb8\xad") == "h5.example.com/中"
-    assert for_log("/getApi%253Furl=https:%2F%2Fa%3Fcode%3DSECRET") == "/getApi"
-
-
-@pytest.mark.parametrize("query", ["off=50%25&from=timeline", "off=50%25off", "t=100%25+cotton"])
-def test_a_percent_sign_of_the_pages_own_is_not_taken_for_an_escape_escaped(query: str) -> None:
-    page = f"https://h5.example.com/?{query}"
-    assert page_url(f"url={quote(page, safe='')}".encode()) == page
+def test_the_log_shows_host_and_path_however_a_url_is_escaped(sent: str, shown: str) -> None:
+    assert for_log(sent) == shown
