@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
 from types import SimpleNamespace
@@ -16,20 +16,12 @@ from conftest import Main
 from harness import ROOT, Fault, Sandbox, Start
 from test_errors import ADVICE
 
-from wechat_sign.errors import (
-    LockedElsewhere,
-    SigningError,
-    Unexpected,
-    WeChatRefused,
-    WeChatUnreachable,
-)
 from wechat_sign.texts import FOLDER, Text, local
 
 ZH = "zh_CN.UTF-8"
 HAN = re.compile("[一-鿿]")
 with open(FOLDER / "zh_CN.csv", encoding="utf-8-sig", newline="") as table:
     ROWS: list[list[str]] = list(csv.reader(table))
-CHINESE = dict(ROWS)
 
 
 def placeholders(template: str) -> set[tuple[str, str]]:
@@ -51,17 +43,16 @@ def texts_in(node: ast.AST, values: dict[str, str]) -> Iterator[tuple[ast.Call, 
 
 
 def test_every_text_of_the_code_has_its_values_and_its_row_and_every_row_is_a_text() -> None:
-    used = set(ADVICE.values())
+    used, rows = set(ADVICE.values()), [english for english, _ in ROWS]
     for path in [ROOT / "server.py", *(ROOT / "wechat_sign").glob("*.py")]:
         for call, text in texts_in(ast.parse(path.read_text(encoding="utf-8")), {}):
             place = f"{path.name}:{call.lineno}"
             given = {str(one.arg) for one in call.keywords}
             assert given == {name for name, _ in placeholders(text)}, place
-            if text in CHINESE or re.search("[A-Za-z]", re.sub("{[^}]*}", "", text)):
-                assert text in CHINESE, place
+            if text in rows or re.search("[A-Za-z]", re.sub("{[^}]*}", "", text)):
+                assert text in rows, place
                 used.add(text)
-    assert used == set(CHINESE)
-    assert len(CHINESE) == len(ROWS)
+    assert sorted(used) == sorted(rows)
 
 
 def test_both_languages_have_the_same_values_and_the_chinese_its_own_punctuation() -> None:
@@ -69,8 +60,6 @@ def test_both_languages_have_the_same_values_and_the_chinese_its_own_punctuation
         assert placeholders(english) == placeholders(chinese), english
         assert re.search("[一-鿿！-～]", chinese), english
         assert not re.search("[一-鿿] ?[,;:!?()]|[,;:!?()] ?[一-鿿]", chinese), english
-        assert not english.endswith("."), english
-        assert not chinese.endswith("。"), english
         assert (english + chinese).isprintable(), english
 
 
@@ -79,14 +68,10 @@ def test_both_languages_have_the_same_values_and_the_chinese_its_own_punctuation
     [
         ({}, False),
         ({"LANG": "zh_CN.GB18030"}, True),
-        ({"LANG": "en_US.UTF-8"}, False),
         ({"LC_MESSAGES": "zh_TW", "LANG": "en_US.UTF-8"}, True),
         ({"LC_MESSAGES": "en_US.UTF-8", "LANG": ZH}, False),
         ({"LC_ALL": "C", "LC_MESSAGES": ZH, "LANG": ZH}, False),
-        ({"LC_ALL": ZH, "LC_MESSAGES": "C", "LANG": "C"}, True),
         ({"LC_ALL": "", "LC_MESSAGES": "", "LANG": ZH}, True),
-        ({"LC_ALL": "", "LC_MESSAGES": "C", "LANG": ZH}, False),
-        ({"LANGUAGE": "zh", "LC_CTYPE": ZH}, False),
     ],
 )
 def test_the_first_variable_that_is_not_empty_decides(
@@ -99,140 +84,10 @@ def test_the_first_variable_that_is_not_empty_decides(
     assert local(Text("it is not JSON")) == ("应答不是 JSON" if chinese else "it is not JSON")
 
 
-def failed() -> Exception:
-    try:
-        raise KeyError
-    except KeyError as error:
-        return error
-
-
-ERRORS: list[Callable[[], SigningError]] = [
-    lambda: WeChatRefused(40164, "invalid ip 203.0.113.7, {not} in whitelist", endpoint="token"),
-    lambda: WeChatUnreachable(Text("it is not JSON"), endpoint="token"),
-    lambda: WeChatUnreachable("ConnectionError (Connection refused)", endpoint="token"),
-    LockedElsewhere,
-    lambda: Unexpected(failed()),
-]
-
-
-@pytest.mark.parametrize("number", range(len(ERRORS)))
-def test_an_error_is_english_for_the_log_and_chinese_for_the_terminal(
-    monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    english = ERRORS[number]()
-    assert local(english.what) == english.what
-    assert local(english.advice) == english.advice
-    monkeypatch.setenv("LC_ALL", ZH)
-    chinese = ERRORS[number]()
-    assert HAN.search(local(chinese.what))
-    assert local(chinese.advice) == chinese.advice.zh
-    assert re.sub(r"line \d+", "", str(chinese)) == re.sub(r"line \d+", "", str(english))
-    assert (chinese.what, chinese.kind) == (english.what, english.kind)
-
-
-WRONG = """
-[wechat]
-nonsense
-appid =
-api = ftp://a
-timeout = soon
-[redis]
-port = 70000
-tls = maybe
-prot = 1
-host = a:1
-url = redis://a,b
-[jsdk]
-[other]
-[jssdk]
-page_hosts = https://a/
-js_api_list = get-location
-open_tag_list = a
-[server]
-port = 80 ; http
-address = a
- b
-sooner = 1
-"""
-
-
-Refuse = Callable[..., tuple[int, list[str], list[str]]]
-
-
-@pytest.fixture
-def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Main) -> Refuse:
-    """Starts the program in a Chinese terminal, with an INI file that it refuses: the exit status,
-    and the lines that were printed and complained."""
-    monkeypatch.setenv("LC_ALL", ZH)
-
-    def refused(text: str, *arguments: str) -> tuple[int, list[str], list[str]]:
-        ini = tmp_path / "config.ini"
-        ini.write_text(text, encoding="utf-8")
-        status, printed, complained = main("--config", str(ini), *arguments)
-        return status, printed.splitlines(), complained.splitlines()
-
-    return refused
-
-
-def test_a_wrong_ini_file_is_refused_in_chinese(refuse: Refuse, tmp_path: Path) -> None:
-    status, printed, lines = refuse(WRONG)
-    assert (status, len(lines), printed) == (2, 18, [])
-    assert [line for line in lines if not HAN.search(line)] == []
-    ini = tmp_path / "config.ini"
-    assert f"{ini}：[wechat] appid 为必填项，请填写" in lines
-    assert f"{ini}：[redis] port：必须是 1 到 65535 之间的整数" in lines
-    assert not any(re.search("must|unknown|is not|required", line) for line in lines)
-
-    status, checked, complained = refuse(WRONG, "--check")
-    assert (status, complained) == (1, [])
-    assert checked == [f"失败  配置          {line}" for line in lines]
-
-
-def test_a_file_that_can_not_be_used_at_all_is_refused_in_chinese(refuse: Refuse) -> None:
-    account = "[wechat]\nappid = wx1\nsecret = s\n"
-    for text, words in (
-        ("[wechat]\nappid = a\nappid = b", "第 3 行：该选项重复填写，请只保留一处"),
-        ("[x]\n[x]", "第 2 行：该节重复出现，请将两处合并"),
-        ("appid = a", "第 1 行：第一个选项之前须有 [节名]"),
-        (f"{account}[redis]\nurl = redis://h?sokcet_timeout=1", "[redis] url：redis-py 不接受"),
-        (
-            f"{account}[redis]\nurl = rediss://h?ssl_ca_certs=/no.such",
-            "[redis] url：ssl_ca_certs：文件不存在",
-        ),
-    ):
-        status, _, [line] = refuse(text)
-        assert status == 2
-        assert f"config.ini：{words}" in line
-
-
-def test_an_address_that_is_not_ours_is_refused_in_chinese(refuse: Refuse) -> None:
-    account = "[wechat]\nappid = wx1\nsecret = s\n"
-    status, _, [line] = refuse(account, "--address", "203.0.113.7")
-    assert status == 1
-    assert line.startswith("无法监听 203.0.113.7 的端口 8060：")
-
-
-def test_in_a_chinese_locale_the_log_stays_english_with_advice_in_both(
-    start: Start, wechat: Sandbox
-) -> None:
-    wechat.faults["token"] = Fault(errcode=40164)
-    running = start(LC_ALL=ZH)
-    line = "no page can be signed: WeChat refused token with errcode 40164 (invalid ip 203.0.113.7"
-    output = running.says(line)
-    assert "What to do: add this server's public address to the account's IP whitelist" in output
-    assert "请把本服务器的公网 IP（见日志" in output
-
-
 def test_where_chinese_can_not_be_written_it_is_english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", ZH)
-    for encoding, word in (
-        ("utf-8", "通过"),
-        ("gbk", "通过"),
-        ("ascii", "ok"),
-        ("latin-1", "ok"),
-        ("no-such", "ok"),
-        (None, "通过"),
-    ):
+    encodings = {"gbk": "通过", "ascii": "ok", "no-such": "ok", None: "通过"}
+    for encoding, word in encodings.items():
         for stream in ("stdout", "stderr"):
             with monkeypatch.context() as patch:
                 patch.setattr(sys, stream, SimpleNamespace(encoding=encoding))
@@ -245,3 +100,52 @@ def test_the_process_is_written_in_the_encoding_of_the_terminal() -> None:
         environ = {**os.environ, "LC_ALL": ZH, "PYTHONIOENCODING": encoding}
         printed = subprocess.check_output(command, env=environ).decode(encoding)
         assert printed.startswith(word)
+
+
+ACCOUNT = "[wechat]\nappid = wx1\nsecret = s\n"
+WRONG = "[wechat]\nnonsense\nappid =\napi = ftp://a\ntimeout = soon\n[redis]\nport = 70000\n"
+WRONG += "tls = maybe\nprot = 1\nhost = a:1\nurl = redis://a,b\n[jsdk]\n[other]\n[jssdk]\n"
+WRONG += "page_hosts = https://a/\njs_api_list = get-location\nopen_tag_list = a\n[server]\n"
+WRONG += "port = 80 ; http\naddress = a\n b\nsooner = 1\n"
+
+
+def test_what_keeps_it_from_starting_is_told_in_chinese(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: Main
+) -> None:
+    monkeypatch.setenv("LC_ALL", ZH)
+    ini = tmp_path / "config.ini"
+
+    def told(text: str, *arguments: str) -> tuple[int, list[str], list[str]]:
+        ini.write_text(text, encoding="utf-8")
+        status, printed, complained = main("--config", str(ini), *arguments)
+        return status, printed.splitlines(), complained.splitlines()
+
+    status, printed, lines = told(WRONG)
+    assert (status, len(lines), printed) == (2, 18, [])
+    assert [line for line in lines if not HAN.search(line)] == []
+    assert f"{ini}：[wechat] appid 为必填项，请填写" in lines
+    assert f"{ini}：[redis] port：必须是 1 到 65535 之间的整数" in lines
+    assert not any(re.search("must|unknown|is not|required", line) for line in lines)
+    assert told(WRONG, "--check") == (1, [f"失败  配置          {line}" for line in lines], [])
+
+    for text, words in (
+        ("[wechat]\nappid = a\nappid = b", "第 3 行：该选项重复填写，请只保留一处"),
+        ("[x]\n[x]", "第 2 行：该节重复出现，请将两处合并"),
+        ("appid = a", "第 1 行：第一个选项之前须有 [节名]"),
+        (f"{ACCOUNT}[redis]\nurl = redis://h?sokcet_timeout=1", "[redis] url：redis-py 不接受"),
+    ):
+        status, _, [line] = told(text)
+        assert status == 2
+        assert f"config.ini：{words}" in line
+    status, _, [line] = told(ACCOUNT, "--address", "203.0.113.7")
+    assert status == 1
+    assert line.startswith("无法监听 203.0.113.7 的端口 8060：")
+
+
+def test_in_a_chinese_locale_the_log_stays_english_with_advice_in_both(
+    start: Start, wechat: Sandbox
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    output = start(LC_ALL=ZH).says("no page can be signed: WeChat refused token with errcode 40164")
+    assert "What to do: add this server's public address to the account's IP whitelist" in output
+    assert "请把本服务器的公网 IP（见日志" in output
