@@ -70,9 +70,15 @@ def test_which_ticket_serves_and_whether_wechat_is_asked(
     assert (serves.value if serves else None, asks) == expected
 
 
-def test_a_fresh_one_that_redis_never_had_stays_where_redis_has_it_without_its_marker() -> None:
-    ours, theirs = credential("t", "fresh", in_redis=False), credential("t", "due", in_redis=True)
-    assert decide(NOW, ours, theirs) == (ours, False)
+@pytest.mark.parametrize(("held", "found"), list(product(LASTS, LASTS)))
+def test_the_same_ticket_lives_as_long_as_it_was_known_to(held: str, found: str) -> None:
+    ours, theirs = (credential("t", state, in_redis=True) for state in (held, found))
+    assert ours is not None
+    assert theirs is not None
+    serves, asks = decide(NOW, ours, theirs)
+    assert serves is not None
+    assert serves.usable_until == max(ours.usable_until, theirs.usable_until)
+    assert asks is not ("fresh" in found)
 
 
 @pytest.mark.parametrize("fresh_until", [NOW + 1, NOW - 1])
@@ -92,64 +98,41 @@ OURS, THEIRS = Credential("ours", NOW + 100, NOW + 200), Credential("theirs", NO
     ("held", "found", "used"),
     [
         (None, None, None),
-        (None, THEIRS, THEIRS),
-        (OURS, None, OURS),
-        (OURS, THEIRS, THEIRS),  # it was written as late as ours, or later
-        (OURS, replace(THEIRS, expires=NOW + 99), OURS),
+        (None, THEIRS, "theirs"),
+        (OURS, None, "ours"),
+        (OURS, THEIRS, "theirs"),  # it was written as late as ours, or later
+        (OURS, replace(THEIRS, expires=NOW + 99), "ours"),
         (replace(OURS, in_redis=True), None, None),  # it may have been refused to another instance
-        (replace(OURS, in_redis=True), replace(THEIRS, expires=NOW + 1), "found"),
+        (replace(OURS, in_redis=True), replace(THEIRS, expires=NOW + 1), "theirs"),
         (replace(OURS, expires=NOW), None, None),
     ],
 )
 def test_which_access_token_is_used(
-    held: Credential | None, found: Credential | None, used: Credential | str | None
+    held: Credential | None, found: Credential | None, used: str | None
 ) -> None:
-    assert decide_token(NOW, held, found) == (found if used == "found" else used)
+    token = decide_token(NOW, held, found)
+    assert (token.value if token else None) == used
 
 
-WELL = Known()
-QUIET = Known(quiet_until=NOW + 60)
-
-
+@pytest.mark.parametrize("backs_off", [False, True])
 @pytest.mark.parametrize(
-    ("known", "pause"),
+    ("moments", "pauses"),
     [
-        (WELL, 0.5),
-        (QUIET, 0.5),
-        (replace(WELL, ticket=Credential("t", NOW + 7100, NOW + 7200, NOW + 600)), 10),
-        (replace(WELL, ticket=Credential("t", NOW + 3, NOW + 103, NOW + 3)), 3),
-        (replace(WELL, ticket=Credential("t", NOW + 0.1, NOW + 100, NOW + 0.1)), 0.5),
-        (replace(WELL, ticket=Credential("t", NOW + 7100, NOW + 7200, NOW)), 0.5),
-        (replace(QUIET, ticket=Credential("t", NOW + 7100, NOW + 7200, NOW)), 10),
-        (replace(QUIET, ticket=Credential("t", NOW - 97, NOW + 3, NOW)), 3),
-        (replace(WELL, ticket=Credential("t", NOW - 100, NOW, NOW)), 0.5),
+        (None, (0.5, 0.5)),
+        ((NOW - 100, NOW, NOW), (0.5, 0.5)),  # over
+        ((NOW + 7100, NOW + 7200, NOW + 600), (10, 10)),
+        ((NOW + 3, NOW + 103, NOW + 3), (3, 3)),
+        ((NOW + 0.1, NOW + 100, NOW + 0.1), (0.5, 0.5)),
+        ((NOW + 7100, NOW + 7200, NOW), (0.5, 10)),  # due
+        ((NOW - 97, NOW + 3, NOW), (0.5, 3)),
     ],
 )
-def test_how_long_it_is_to_the_next_look(known: Known, pause: float) -> None:
-    assert pause_after(known, NOW, Limits()) == pytest.approx(pause)
-
-
-@pytest.mark.parametrize("found", LASTS)
-@pytest.mark.parametrize("held", LASTS)
-def test_the_same_ticket_lives_as_long_as_it_was_known_to(held: str, found: str) -> None:
-    ours, theirs = (credential("t", state, in_redis=True) for state in (held, found))
-    assert ours is not None
-    assert theirs is not None
-    serves, asks = decide(NOW, ours, theirs)
-    assert serves is not None
-    assert serves.usable_until == max(ours.usable_until, theirs.usable_until)
-    assert asks is not ("fresh" in found)
-
-
-@pytest.mark.parametrize("seconds", [0.001, 0.5])
-def test_a_ticket_serves_to_its_last_moment(seconds: float) -> None:
-    ours = Credential("t", NOW, NOW + seconds)
-    assert decide(NOW, ours, None) == (ours, True)
-    assert decide(NOW + seconds, ours, None) == (None, True)
-
-
-def test_a_credential_does_not_show_itself() -> None:
-    assert "s3cr3t" not in repr(Credential("s3cr3t", 1, 2))
+def test_how_long_it_is_to_the_next_look(
+    moments: tuple[float, float, float] | None, pauses: tuple[float, float], backs_off: bool
+) -> None:
+    ticket = Credential("t", *moments) if moments else None
+    known = Known(ticket, quiet_until=NOW + 60 if backs_off else NOW)
+    assert pause_after(known, NOW, Limits()) == pytest.approx(pauses[backs_off])
 
 
 # What stands under the keys.
@@ -165,7 +148,6 @@ def test_redis_holds_plain_strings_with_an_expiry_and_the_marker_a_digest(
         assert 7_090_000 < redis_server.run("PTTL", key) <= 7_100_000
     assert redis_server.run("GET", CHECKED_KEY) == marker(wechat.ticket)
     assert 590_000 < redis_server.run("PTTL", CHECKED_KEY) <= 600_000
-    assert not redis_server.run("EXISTS", LOCK_KEY)
     assert redis_server.run("DBSIZE") == 3
 
 
@@ -179,19 +161,6 @@ def test_another_instance_reads_value_life_and_freshness(
     assert 999 < one.ticket.expires - clock.now <= 1000
     assert 1069 < one.ticket.usable_until - clock.now <= 1070
     assert 99 < one.ticket.fresh_until - clock.now <= 100
-    assert one.ticket.in_redis
-
-
-def test_a_marker_that_another_wrote_lengthens_no_life(
-    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
-) -> None:
-    """As where another program writes the same ticket anew beside the marker of an instance that
-    keeps it for less."""
-    instance_for(wechat, redis_server, clock=clock, expire=1800).look()
-    redis_server.run("SET", TICKET_KEY, wechat.ticket, "EX", 7100)
-    one = instance_for(wechat, redis_server, clock=clock)
-    one.look()
-    assert one.ticket.usable_until <= clock.now + 7200
 
 
 @pytest.mark.parametrize("life", [0, 99999])
@@ -222,20 +191,17 @@ def test_the_time_that_redis_takes_is_no_life_of_the_ticket(
 
 
 NAMED: dict[str, Any] = {"access_token_key": "wx:token", "jsapi_ticket_key": "wx:ticket"}
-FOREIGN: dict[str, tuple[Any, ...]] = {
-    "a PHP-serialised value": ("SET", 's:9:"s3cr3t-xx";'),
-    "JSON without a credential": ("SET", '{"appid": "s3cr3t xx"}'),
-    "text that is no credential": ("SET", "s3cr3t xx\n"),
-    "no string": ("HSET", "ticket", "s3cr3t"),
-}
 
 
-def dumped(redis_server: RedisServer, key: str) -> Any:
-    with redis_server.client() as client:
-        return client.hgetall(key) if client.type(key) == "hash" else client.get(key)
-
-
-@pytest.mark.parametrize("shape", FOREIGN)
+@pytest.mark.parametrize(
+    ("shape", "command", "value"),
+    [
+        ("a PHP-serialised value", "SET", ['s:9:"s3cr3t-xx";']),
+        ("JSON without a credential", "SET", ['{"appid": "s3cr3t xx"}']),
+        ("text that is no credential", "SET", ["s3cr3t xx\n"]),
+        ("no string", "HSET", ["ticket", "s3cr3t"]),
+    ],
+)
 @pytest.mark.parametrize("key", NAMED.values())
 def test_what_another_program_keeps_under_a_named_key_is_never_overwritten(
     wechat: Sandbox,
@@ -244,15 +210,18 @@ def test_what_another_program_keeps_under_a_named_key_is_never_overwritten(
     caplog: pytest.LogCaptureFixture,
     key: str,
     shape: str,
+    command: str,
+    value: list[str],
 ) -> None:
-    command, *value = FOREIGN[shape]
     redis_server.run(command, key, *value)
-    before = dumped(redis_server, key)
     one = instance_for(wechat, redis_server, clock=clock, **NAMED)
     for _ in range(5):
         assert one.look() == wechat.ticket
         clock.advance(601)
-    assert dumped(redis_server, key) == before
+    kept = (
+        redis_server.run("HGET", key, "ticket") if len(value) > 1 else redis_server.run("GET", key)
+    )
+    assert kept == value[-1]
     [warning] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert f"the Redis key {key} holds {shape}" in warning.getMessage()
     assert "s3cr3t" not in caplog.text
@@ -264,7 +233,6 @@ def test_what_another_program_keeps_under_a_named_key_is_never_overwritten(
     [
         ("jsapi_ticket_key", '"{}"'),
         ("jsapi_ticket_key", '{{"ticket": "{}", "expires_in": 7200}}'),
-        ("access_token_key", '"{}"'),
         ("access_token_key", '{{"access_token": "{}"}}'),
         ("access_token_key", '{{"accessToken": "{}", "expireTime": 1}}'),
     ],
@@ -291,17 +259,14 @@ def test_a_credential_in_json_is_read_and_left_alone(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_under_its_own_keys_whatever_is_no_credential_is_replaced(
-    wechat: Sandbox, redis_server: RedisServer, named: bool
+def test_a_plain_string_of_another_program_under_a_named_key_is_replaced_once_it_is_due(
+    wechat: Sandbox, redis_server: RedisServer
 ) -> None:
-    """And under a named key what another program keeps as a plain string, once it is due."""
-    keys = tuple(NAMED.values()) if named else (TOKEN_KEY, TICKET_KEY)
-    for key in keys:
-        redis_server.run("SET", key, "plain" if named else '{"ticket": "t"}')
-    assert instance_for(wechat, redis_server, **(NAMED if named else {})).looks(2) == wechat.ticket
-    assert redis_server.run("GET", keys[1]) == wechat.ticket
-    assert redis_server.run("GET", keys[0]) in wechat.issued
+    for key in NAMED.values():
+        redis_server.run("SET", key, "plain")
+    assert instance_for(wechat, redis_server, **NAMED).looks(2) == wechat.ticket
+    assert redis_server.run("GET", "wx:ticket") == wechat.ticket
+    assert redis_server.run("GET", "wx:token") in wechat.issued
 
 
 @pytest.mark.parametrize("garbage", [("SET", ""), ("SET", "{}"), ("RPUSH", "x")])
@@ -317,51 +282,62 @@ def test_what_is_held_replaces_garbage_under_its_own_key(
     assert wechat.calls == {"token": 1, "getticket": 1}
 
 
-# What Redis lost, or did not take.
+# Redis in trouble.
+
+SIGNER = ("ACL", "SETUSER", "signer", "on", ">s3cr3t", "allkeys", "allcommands")
 
 
-def test_who_fetched_while_redis_was_away_offers_it_when_it_is_back(
-    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    own_redis.kill()
-    one = instance_for(wechat, own_redis, clock=clock)
-    for _ in range(3):
-        one.look()
-        clock.advance(Limits().redis_pause)
-    assert one.state == "unreachable"
-    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "Connection refused" in warning.getMessage()
-    own_redis.start()
-    clock.advance(Limits().redis_pause)
-    one.look()
-    assert one.state == "redis"
-    assert own_redis.run("GET", TICKET_KEY) == wechat.ticket
-    assert own_redis.run("GET", CHECKED_KEY) == marker(wechat.ticket)
-    assert own_redis.run("GET", TOKEN_KEY) in wechat.issued
-    assert "reaching Redis works again" in caplog.text
-    assert wechat.calls == {"token": 1, "getticket": 1}
-
-
-@pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_a_redis_that_takes_nothing_gets_it_when_it_does(
+@pytest.mark.parametrize(
+    ("trouble", "state"),
+    [
+        ("killed", "unreachable"),
+        ("paused", "unreachable"),
+        ("wrong password", "unreachable"),
+        ("no right", "failing"),
+        ("full", "failing"),
+        ("read-only", "failing"),
+    ],
+)
+def test_a_redis_in_any_trouble_is_done_without_and_has_all_once_it_is_well(
     wechat: Sandbox,
     own_redis: RedisServer,
     clock: MovedClock,
     caplog: pytest.LogCaptureFixture,
     trouble: str,
+    state: str,
 ) -> None:
-    broken, mended = unwritable(own_redis)[trouble]
-    own_redis.run(*broken)
-    one = instance_for(wechat, own_redis, clock=clock)
-    one.looks(3)
-    assert one.state == "failing"
-    assert caplog.text.count("writing to Redis at") == 1
-    own_redis.run(*mended)
+    own_redis.run(*SIGNER)
+    commands = unwritable(own_redis)
+    commands["wrong password"] = (*SIGNER, "resetpass", ">another"), SIGNER
+    commands["no right"] = (*SIGNER, "-set"), SIGNER
+    if trouble == "killed":
+        own_redis.kill()
+    elif trouble == "paused":
+        own_redis.pause()
+    else:
+        own_redis.run(*commands[trouble][0])
+    who: dict[str, Any] = {"username": "signer", "password": "s3cr3t"}
+    one = instance_for(wechat, own_redis, clock=clock, limits=Limits(redis_timeout=0.3), **who)
+    for _ in range(3):
+        assert one.look() == wechat.ticket
+        clock.advance(Limits().redis_pause)
+    assert one.state == state
+    assert caplog.text.count("going on without") == 1
+    if trouble == "killed":
+        own_redis.start()
+        own_redis.run(*SIGNER)
+    elif trouble == "paused":
+        own_redis.resume()
+    else:
+        own_redis.run(*commands[trouble][1])
     one.look()
     assert one.state == "redis"
-    assert caplog.text.count("writing to Redis works again") == 1
+    assert caplog.text.count("works again") == 1
     assert own_redis.run("GET", TICKET_KEY) == wechat.ticket
+    assert own_redis.run("GET", CHECKED_KEY) == marker(wechat.ticket)
     assert own_redis.run("GET", TOKEN_KEY) in wechat.issued
+    assert wechat.calls == {"token": 1, "getticket": 1}
+    assert "s3cr3t" not in caplog.text
 
 
 def test_what_is_put_back_replaces_nothing_that_came_meanwhile(
@@ -372,36 +348,20 @@ def test_what_is_put_back_replaces_nothing_that_came_meanwhile(
     one.look()
     own_redis.start()
     own_redis.put_ticket("theirs", 7100, checked=True)
-    clock.advance(Limits().redis_pause)
-    assert one.look() == "theirs"
-    assert own_redis.run("GET", TICKET_KEY) == "theirs"
-
-
-def test_another_programs_newer_token_is_not_overwritten_by_ours(
-    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
-) -> None:
-    own_redis.kill()
-    one = instance_for(wechat, own_redis, clock=clock)
-    one.look()
-    own_redis.start()
     clock.advance(50)
     newer = wechat.token_of_another_program()
     own_redis.run("SET", TOKEN_KEY, newer, "EX", 7100)
-    one.look()
+    assert one.look() == own_redis.run("GET", TICKET_KEY) == "theirs"
     assert own_redis.run("GET", TOKEN_KEY) == newer
-    assert own_redis.run("GET", TICKET_KEY) == wechat.ticket
 
 
-def test_a_token_that_redis_lost_costs_another(
-    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
+@pytest.mark.parametrize("host", ["redis..internal", "x" * 64])
+def test_a_name_that_can_be_no_hosts_is_a_redis_that_is_not_reached(
+    wechat: Sandbox, host: str
 ) -> None:
-    one = instance_for(wechat, redis_server, clock=clock)
-    one.look()
-    redis_server.run("FLUSHALL")
-    one.look()
-    redis_server.run("DEL", CHECKED_KEY)
-    one.look()
-    assert wechat.calls == {"token": 2, "getticket": 2}
+    one = instance_for(wechat, host=host)
+    assert one.look() == wechat.ticket
+    assert one.state == "unreachable"
 
 
 def test_a_right_that_is_missing_for_one_key_is_warned_of_once(
@@ -409,7 +369,6 @@ def test_a_right_that_is_missing_for_one_key_is_warned_of_once(
 ) -> None:
     redis_server.run("ACL", "SETUSER", "reader", "on", ">s3cr3t", "+@all")
     redis_server.run("ACL", "SETUSER", "reader", "~wechat:wxsandbox:*", "%R~wx:*")
-    caplog.set_level(logging.INFO)
     one = instance_for(wechat, redis_server, username="reader", password="s3cr3t", **NAMED)
     one.looks(5)
     redis_server.run("ACL", "DELUSER", "reader")
@@ -418,19 +377,21 @@ def test_a_right_that_is_missing_for_one_key_is_warned_of_once(
     assert "works again" not in caplog.text
 
 
-def test_a_wrong_password_is_warned_of_without_showing_it(
-    wechat: Sandbox, caplog: pytest.LogCaptureFixture
+def test_a_redis_that_hangs_is_left_alone_for_a_while(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
 ) -> None:
-    server = RedisServer(password="right")
-    try:
-        assert instance_for(wechat, server, password="wr0ng").look() == wechat.ticket
-        assert "invalid username-password pair" in caplog.text
-        assert "wr0ng" not in caplog.text
-        good = instance_for(wechat, server, password="right")
-        good.look()
-        assert good.state == "redis"
-    finally:
-        server.stop()
+    wechat.faults["token"] = Fault(errcode=-1)
+    limits = Limits(redis_timeout=0.3)
+    held = Credential("held", clock.now + 7000, clock.now + 7000)
+    one = instance_for(wechat, own_redis, clock=clock, limits=limits, held=held)
+    own_redis.pause()
+    assert one.look() == "held"
+    own_redis.resume()
+    own_redis.put_ticket("theirs", 7200, checked=True)
+    clock.advance(limits.redis_pause - 0.1)
+    assert one.look() == "held"
+    clock.advance(0.1)
+    assert one.look() == "theirs"
 
 
 # The lock.
@@ -453,21 +414,17 @@ def test_one_instance_at_a_time_holds_the_lock_and_ends_no_others(
     with one.lock():
         redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
     assert redis_server.run("GET", LOCK_KEY) == "another's"
-
-
-def test_the_lock_is_released_when_something_goes_wrong(
-    wechat: Sandbox, redis_server: RedisServer
-) -> None:
-    with pytest.raises(ValueError, match="wrong"), instance_for(wechat, redis_server).lock():
+    redis_server.run("DEL", LOCK_KEY)
+    with pytest.raises(ValueError, match="wrong"), one.lock():
         raise ValueError("wrong")
     assert not redis_server.run("EXISTS", LOCK_KEY)
 
 
-@pytest.mark.parametrize("command", [("SET", "another's"), ("RPUSH", "another's")])
+@pytest.mark.parametrize("command", ["SET", "RPUSH"])
 def test_a_lock_without_an_expiry_gets_one(
-    wechat: Sandbox, redis_server: RedisServer, command: tuple[str, str]
+    wechat: Sandbox, redis_server: RedisServer, command: str
 ) -> None:
-    redis_server.run(command[0], LOCK_KEY, command[1])
+    redis_server.run(command, LOCK_KEY, "another's")
     assert not is_free(instance_for(wechat, redis_server))
     assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
 
@@ -489,22 +446,3 @@ def test_a_lock_that_was_got_without_knowing_it_is_ones_own(
         assert lease_over is not None
         assert 0 < lease_over - clock.now <= 5  # what is left of it
     assert not own_redis.run("EXISTS", LOCK_KEY)
-
-
-def test_a_redis_that_hangs_is_left_alone_for_a_while(
-    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
-) -> None:
-    wechat.faults["token"] = Fault(errcode=-1)
-    limits = Limits(redis_timeout=0.3)
-    held = Credential("held", clock.now + 7000, clock.now + 7000)
-    one = instance_for(wechat, own_redis, clock=clock, limits=limits, held=held)
-    own_redis.pause()
-    assert one.look() == "held"
-    assert one.state == "unreachable"
-    own_redis.resume()
-    own_redis.put_ticket("theirs", 7200, checked=True)
-    clock.advance(limits.redis_pause - 0.1)
-    assert one.look() == "held"
-    clock.advance(0.1)
-    assert one.look() == "theirs"
-    assert one.state == "redis"

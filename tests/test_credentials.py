@@ -21,36 +21,39 @@ def client(wechat: Sandbox, **more: Any) -> WeChat:
     return WeChat(WeChatSettings(**account))
 
 
-@pytest.mark.parametrize("token_api", ["token", "stable_token"])
-def test_a_token_of_either_kind_gets_the_ticket(wechat: Sandbox, token_api: str) -> None:
-    api = client(wechat, token_api=token_api)
-    token = api.fetch_access_token()
-    ticket = api.fetch_jsapi_ticket(token.value)
-    assert (ticket.value, ticket.expires_in) == (wechat.ticket, 7200)
-    assert wechat.calls == {token_api: 1, "getticket": 1}
-
-
-def test_grants_do_not_show_what_they_grant(wechat: Sandbox) -> None:
-    assert_no_credential(repr(client(wechat).fetch_access_token()), wechat.issued)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "errcode"),
-    [({"appid": "WXSANDBOX"}, 40013), ({"secret": "wrong"}, 40125)],
-)
-@pytest.mark.parametrize("token_api", ["token", "stable_token"])
-def test_a_wrong_account_is_refused(
-    wechat: Sandbox, wrong: dict[str, str], errcode: int, token_api: str
+def test_wechat_is_sent_what_its_manual_says_and_gives_the_ticket(
+    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(WeChatRefused) as caught:
-        client(wechat, token_api=token_api, **wrong).fetch_access_token()
-    assert (caught.value.errcode, caught.value.endpoint) == (errcode, token_api)
+    sent: list[Any] = []
+    respond = wechat.respond
+
+    def note(*given: Any) -> tuple[int, bytes]:
+        sent.append(given)
+        return respond(*given)
+
+    monkeypatch.setattr(wechat, "respond", note)
+    account = {"appid": wechat.appid, "secret": wechat.secret}
+    account["grant_type"] = "client_credential"
+    for token_api, method in (("token", "GET"), ("stable_token", "POST")):
+        api = client(wechat, token_api=token_api)
+        token = api.fetch_access_token()
+        assert_no_credential(repr(token), wechat.issued)
+        assert api.fetch_jsapi_ticket(token.value) == Grant(wechat.ticket, 7200)
+        query = {"access_token": token.value, "type": "jsapi"}
+        assert sent == [(token_api, method, account), ("getticket", "GET", query)]
+        sent.clear()
 
 
-def test_a_wrong_token_is_refused(wechat: Sandbox) -> None:
-    with pytest.raises(WeChatRefused) as caught:
-        client(wechat).fetch_jsapi_ticket("wrong")
-    assert (caught.value.errcode, caught.value.endpoint) == (40001, "getticket")
+@pytest.mark.parametrize("token_api", ["token", "stable_token"])
+def test_a_wrong_secret_or_token_is_refused(wechat: Sandbox, token_api: str) -> None:
+    api = client(wechat, token_api=token_api, secret="wrong")
+    for call, refusal in (
+        (api.fetch_access_token, (40125, token_api)),
+        (partial(api.fetch_jsapi_ticket, "wrong"), (40001, "getticket")),
+    ):
+        with pytest.raises(WeChatRefused) as caught:
+            call()
+        assert (caught.value.errcode, caught.value.endpoint) == refusal
 
 
 def granting(expires_in: str, ticket: str = '"t"') -> Fault:
@@ -67,24 +70,16 @@ NO_ANSWERS = [
     (Fault(body=b'{"ticket": "t", "expi'), "it is not JSON"),
     (Fault(body=b"\xff\xfe{"), "it is not JSON"),
     (Fault(body=b"[" * 8000), "it is not JSON"),
-    (Fault(body=b""), "it is not JSON"),
     (Fault(body=b"[1]"), "it is not a JSON object"),
-    (Fault(body=b"null"), "it is not a JSON object"),
     (Fault(body=b'{"errcode": "40001"}'), NO_ERRCODE),
     (Fault(body=b'{"errcode": true}'), NO_ERRCODE),
     (Fault(body=b'{"errcode": 1%b}' % (b"0" * 4000)), NO_ERRCODE),
-    (Fault(body=b'{"errcode": 1000000001}'), NO_ERRCODE),
     (Fault(body=b'{"errcode": -1000000001}'), NO_ERRCODE),
     (Fault(body=b'{"expires_in": 7200}'), NO_TICKET),
     (granting("7200", '""'), NO_TICKET),
     (granting("7200", '"undefined"'), NO_TICKET),
-    (granting("7200", '"a b"'), NO_TICKET),
     (granting("7200", "7"), NO_TICKET),
-    (granting("7200", '"t\u00e4"'), NO_TICKET),
-    (granting("7200", f'"{"t" * 1025}"'), NO_TICKET),
     (Fault(body=b'{"ticket": "t"}'), NO_EXPIRY),
-    (granting("0"), NO_EXPIRY),
-    (granting("59"), NO_EXPIRY),
     (granting("59.9"), NO_EXPIRY),
     (granting("-1"), NO_EXPIRY),
     (granting('"7200 s"'), NO_EXPIRY),
@@ -111,40 +106,26 @@ def test_what_is_just_an_answer_is_taken(wechat: Sandbox) -> None:
     for fault, expires_in in (
         (granting("60"), 60),
         (granting('"7200"'), 7200),
-        (granting('"000000060"'), 60),
         (granting("7200.5"), 7200.5),
         (granting("1e9"), 1e9),
         (Fault(body=b'{"ticket": "t", "expires_in": 60}'.ljust(8192)), 60),
     ):
         wechat.faults["getticket"] = fault
         assert client(wechat).fetch_jsapi_ticket("a-token") == Grant("t", expires_in), fault
-    for errcode in (10**9, -(10**9)):
-        wechat.faults["getticket"] = Fault(errcode=errcode)
-        with pytest.raises(WeChatRefused, match=f"errcode {errcode} "):
-            client(wechat).fetch_jsapi_ticket("a-token")
+    wechat.faults["getticket"] = Fault(errcode=-(10**9))
+    with pytest.raises(WeChatRefused, match="errcode -1000000000 "):
+        client(wechat).fetch_jsapi_ticket("a-token")
 
 
-def test_wechat_is_sent_what_its_manual_says(
-    wechat: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: list[Any] = []
-    respond = wechat.respond
+def test_what_is_a_credential_and_what_is_none() -> None:
+    nothings: list[object] = ["undefined", "NULL", "None", "nil", "False", None, 1]
+    for value in [*nothings, "", "a b", "a\n", "中", "a&b", "a%20", "a\x85", "a" * 1025]:
+        assert not is_credential(value), value
+    for value in ("sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl.", "a" * 1024):
+        assert is_credential(value), value
 
-    def note(*given: Any) -> tuple[int, bytes]:
-        sent.append(given)
-        return respond(*given)
 
-    monkeypatch.setattr(wechat, "respond", note)
-    token = client(wechat).fetch_access_token().value
-    client(wechat).fetch_jsapi_ticket(token)
-    client(wechat, token_api="stable_token").fetch_access_token()
-    account = {"appid": wechat.appid, "secret": wechat.secret}
-    account["grant_type"] = "client_credential"
-    assert sent == [
-        ("token", "GET", account),
-        ("getticket", "GET", {"access_token": token, "type": "jsapi"}),
-        ("stable_token", "POST", account),
-    ]
+# What is told of a failure.
 
 
 def test_the_cause_is_named_down_to_the_bottom(wechat: Sandbox) -> None:
@@ -159,14 +140,7 @@ def test_the_cause_is_named_down_to_the_bottom(wechat: Sandbox) -> None:
 
 @pytest.mark.parametrize("endpoint", ["token", "getticket"])
 @pytest.mark.parametrize(
-    "fault",
-    [
-        None,
-        Fault(hang_up=True),
-        Fault(delay=0.3),
-        Fault(body=b"x"),
-        Fault(errcode=40164),
-    ],
+    "fault", [None, Fault(hang_up=True), Fault(delay=0.3), Fault(body=b"x"), Fault(errcode=40164)]
 )
 def test_no_traceback_of_a_failed_call_has_a_credential_in_it(
     wechat: Sandbox, endpoint: str, fault: Fault | None
@@ -183,6 +157,14 @@ def test_no_traceback_of_a_failed_call_has_a_credential_in_it(
         call()
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert_no_credential(shown, wechat.issued)
+
+
+def test_a_message_that_repeats_the_request_is_redacted(wechat: Sandbox) -> None:
+    body = '{"errcode": 1, "errmsg": "bad\\nrequest secret=%s"}' % wechat.secret  # noqa: UP031
+    wechat.faults["token"] = Fault(body=body.encode())
+    with pytest.raises(WeChatRefused) as caught:
+        client(wechat).fetch_access_token()
+    assert caught.value.errmsg == "bad request secret=***"
 
 
 def test_a_proxys_words_are_cut_and_redacted(
@@ -226,32 +208,3 @@ def test_a_proxy_that_is_at_fault_is_named_by_its_variable(
         assert words in caught.value.what
         assert (" proxy" in caught.value.what) is (variable != "no_proxy")
         assert "s3cr3t" not in str(caught.value)
-
-
-def test_a_message_that_repeats_the_request_is_redacted(wechat: Sandbox) -> None:
-    body = '{"errcode": 1, "errmsg": "bad\\nrequest secret=%s"}' % wechat.secret  # noqa: UP031
-    wechat.faults["token"] = Fault(body=body.encode())
-    with pytest.raises(WeChatRefused) as caught:
-        client(wechat).fetch_access_token()
-    assert caught.value.errmsg == "bad request secret=***"
-
-
-def test_what_is_a_credential_and_what_is_none() -> None:
-    nothings: list[object] = ["undefined", "NULL", "None", "nil", "False"]
-    for value in [
-        None,
-        1,
-        *nothings,
-        "",
-        " ",
-        "a b",
-        "a\n",
-        "中",
-        "a&b",
-        "a%20",
-        "a\x85",
-        "a" * 1025,
-    ]:
-        assert not is_credential(value), value
-    for value in ("sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl.", "a" * 1024):
-        assert is_credential(value), value
