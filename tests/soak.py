@@ -19,7 +19,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from harness import (
     fetch,
     marker,
     signature_of,
+    unwritable,
     write_ini,
 )
 from topologies import Sentinels
@@ -56,12 +56,6 @@ PAUSE = 61
 again where that is followed by another failure."""
 
 
-@dataclass
-class Ticket:
-    value: str
-    wrong_from: float = float("inf")
-
-
 class Instance:
     """One server process that is killed and started again, and the client that loads it."""
 
@@ -69,18 +63,14 @@ class Instance:
         self.soak = soak
         self.number = number
         self._ini = ini
-        self.gone = True
-        self.stopping = False
-        self.stopped = False
-        self.warm = False
+        self.asleep = False
         self.start()
         self.load = threading.Thread(target=self._load, daemon=True)
 
     def start(self) -> None:
         self.server = Server("--config", str(self._ini), "--address", "127.0.0.1", "--port", "0")
         self._address = self.server.address
-        self.warm = False
-        self.gone = self.stopping = False
+        self.gone = self.stopping = self.warm = False
 
     def end(self, *, gently: bool) -> None:
         if not gently:
@@ -124,8 +114,8 @@ class Instance:
                 continue
             if server is self.server:
                 self.warm = self.warm or answer.status == 200
-                slow = 0.0 if self.stopped else time.monotonic() - began
-                self.soak.note(answer.status, body, began, warm, slow, self.number)
+                slow = 0.0 if self.asleep else time.monotonic() - began
+                self.soak.note(self, answer.status, body, began, warm, slow)
 
 
 class Soak:
@@ -143,11 +133,11 @@ class Soak:
         self.wrong = 0
         self.excused = 0
         self.slowest = 0.0
-        self.slowest_warm = self.slowest_warm_at = 0.0
         self.in_redis_since = float("inf")
         self.refused_at = float(-PAUSE)
-        self.tickets = [Ticket(self.wechat.ticket)]
-        lines = [f"timeout = {TIMEOUT}", *(self.sentinels or self.redis).ini]
+        self.tickets = {self.wechat.ticket: float("inf")}
+        """Each that there was, and from when on it is wrong."""
+        lines = [f"timeout = {TIMEOUT}", "[redis]", f"url = {(self.sentinels or self.redis).url}"]
         lines += [f"expire = {EXPIRE}", f"recheck = {RECHECK}"]
         ini = write_ini(folder / "config.ini", self.wechat, *lines)
         self.instances = [Instance(self, number, ini) for number in range(3)]
@@ -155,25 +145,21 @@ class Soak:
         self._lock = threading.Lock()
 
     def note(
-        self, status: int, body: Any, began: float, warm: bool, slow: float, number: int
+        self, instance: Instance, status: int, body: Any, began: float, warm: bool, slow: float
     ) -> None:
         with self._lock:
             self.statuses[status] += 1
-            self.slowest = max(self.slowest, slow)
-            if warm and slow > self.slowest_warm:
-                self.slowest_warm, self.slowest_warm_at = slow, time.monotonic() - self.began
+            now = time.monotonic()
+            if warm:
+                self.slowest = max(self.slowest, slow)
             if status == 200:
-                if not any(
-                    began < ticket.wrong_from
-                    and body["signature"] == signature_of(body, ticket.value, PAGE)
-                    for ticket in self.tickets
-                ):
-                    self.wrong += 1
-            elif warm or time.monotonic() - self.in_redis_since > REDIS_NOTICED:
+                valid = [ticket for ticket, wrong in self.tickets.items() if began < wrong]
+                signatures = [signature_of(body, ticket, PAGE) for ticket in valid]
+                self.wrong += body["signature"] not in signatures
+            elif warm or now - self.in_redis_since > REDIS_NOTICED:
                 self.failures.append(
-                    f"{time.monotonic() - self.began:.1f} s, instance {number}, "
-                    f"{'warm' if warm else 'cold'}, in Redis for "
-                    f"{time.monotonic() - self.in_redis_since:.1f} s: {status} {body}"
+                    f"{now - self.began:.1f} s, instance {instance.number}, warm: {warm}, "
+                    f"in Redis for {now - self.in_redis_since:.1f} s: {status} {body}"
                 )
             else:
                 self.excused += 1
@@ -207,7 +193,8 @@ class Soak:
 
     def _fail_over(self, sentinels: Sentinels) -> None:
         """What was the primary is killed, and comes back as a replica."""
-        old = sentinels.kill_primary()
+        old = self.redis
+        old.kill()
         self.redis = sentinels.wait_for_promotion(old)
         self.wait(0, 2)
         sentinels.bring_back(old)
@@ -225,32 +212,19 @@ class Soak:
         if self.sentinels:
             self.sentinels.demote(old)
 
-    def redis_flushed(self) -> None:
-        self.redis.run("FLUSHALL")
-
-    def redis_full(self) -> None:
-        self.redis.run("CONFIG", "SET", "maxmemory", "1")
+    def _unwritable(self, how: str) -> None:
+        broken, mended = unwritable(self.redis)[how]
+        self.redis.run(*broken)
         self.wait(2, 6)
-        self.redis.run("CONFIG", "SET", "maxmemory", "0")
-
-    def redis_read_only(self) -> None:
-        self.redis.run("REPLICAOF", "127.0.0.1", "1")
-        self.wait(2, 6)
-        self.redis.run("REPLICAOF", "NO", "ONE")
+        self.redis.run(*mended)
 
     def redis_key_spoilt(self) -> None:
-        for command in (("DEL", TICKET_KEY), self.random.choice(SPOILT)):
-            self.redis.run(*command)
-
-    def redis_key_expires(self) -> None:
-        self.redis.run("PEXPIRE", TICKET_KEY, 100)
-
-    def redis_marker_lost(self) -> None:
-        self.redis.run("DEL", CHECKED_KEY)
+        self.redis.run("DEL", TICKET_KEY)
+        self.redis.run(*self.random.choice(SPOILT))
 
     def redis_goes_back(self) -> None:
         """As a replica does that lagged, or a restart from an old dump."""
-        older = self.random.choice(self.tickets).value
+        older = self.random.choice(list(self.tickets))
         self.redis.run("SET", TICKET_KEY, older, "EX", EXPIRE // 2)
         self.redis.run("SET", CHECKED_KEY, marker(older), "EX", RECHECK)
         self.over.wait(Limits().look_interval + 2)  # no instance is cold while it is there
@@ -258,10 +232,6 @@ class Soak:
     def redis_keys_without_expiry(self) -> None:
         for key in self.redis.run("KEYS", "wechat:*:[aj]*"):
             self.redis.run("PERSIST", key)
-
-    def wechat_fails(self) -> None:
-        fault = self.random.choice(PASSING)
-        self._break_wechat(fault)
 
     def wechat_refuses(self) -> None:
         self.refused_at = time.monotonic()
@@ -278,19 +248,16 @@ class Soak:
         if time.monotonic() < self.refused_at + PAUSE + 10:  # the pause after it doubles
             self.refused_at = time.monotonic()
 
-    def token_replaced(self) -> None:
-        self.wechat.replace_token()
-
     def ticket_rotated(self) -> None:
         """Waits until all may ask WeChat again, and then leaves all well for a while."""
         if time.monotonic() < self.refused_at + PAUSE:
-            return self.token_replaced()
+            self.wechat.replace_token()
+            return
         with self._lock:
+            self.tickets[self.wechat.ticket] = time.monotonic() + NOTICED
             self.wechat.rotate_ticket()
-            self.tickets[-1].wrong_from = time.monotonic() + NOTICED
-            self.tickets.append(Ticket(self.wechat.ticket))
+            self.tickets[self.wechat.ticket] = float("inf")
         self.over.wait(NOTICED + 1)
-        return None
 
     def instance_killed(self) -> None:
         instance = self.random.choice(self.instances)
@@ -305,14 +272,14 @@ class Soak:
 
     def instance_sleeps(self) -> None:
         instance = self.random.choice(self.instances)
-        instance.stopped = True
+        instance.asleep = True
         instance.server.process.send_signal(signal.SIGSTOP)
         self.wait(1, 6)
         instance.server.process.send_signal(signal.SIGCONT)
         self.over.wait(0.5)
-        instance.stopped = False
+        instance.asleep = False
 
-    def killed_while_redis_and_wechat_are_down(self) -> None:
+    def killed_while_all_is_down(self) -> None:
         """Does the one thing that no server can sign through; it has to end."""
         self.redis.pause()
         self.wechat.faults = dict.fromkeys(("token", "getticket"), Fault(hang_up=True))
@@ -322,48 +289,46 @@ class Soak:
         self._resume_redis()
 
     def run(self, seconds: float) -> None:
-        faults: list[Callable[[], None]] = [
-            self.redis_killed,
-            self.redis_hangs,
-            self.redis_flushed,
-            self.redis_full,
-            self.redis_read_only,
-            self.redis_key_spoilt,
-            self.redis_key_expires,
-            self.redis_marker_lost,
-            self.redis_goes_back,
-            self.redis_keys_without_expiry,
-            self.wechat_fails,
-            self.wechat_fails,
-            self.wechat_refuses,
-            self.token_replaced,
-            self.ticket_rotated,
-            self.instance_killed,
-            self.instance_told_to_stop,
-            self.instance_sleeps,
-            self.killed_while_redis_and_wechat_are_down,
-        ]
+        faults: dict[str, Callable[[], object]] = {
+            "Redis killed": self.redis_killed,
+            "Redis hangs": self.redis_hangs,
+            "Redis flushed": lambda: self.redis.run("FLUSHALL"),
+            "Redis full": lambda: self._unwritable("full"),
+            "Redis read-only": lambda: self._unwritable("read-only"),
+            "key spoilt": self.redis_key_spoilt,
+            "key expires": lambda: self.redis.run("PEXPIRE", TICKET_KEY, 100),
+            "marker lost": lambda: self.redis.run("DEL", CHECKED_KEY),
+            "Redis goes back": self.redis_goes_back,
+            "keys without expiry": self.redis_keys_without_expiry,
+            "WeChat fails": lambda: self._break_wechat(self.random.choice(PASSING)),
+            "WeChat fails again": lambda: self._break_wechat(self.random.choice(PASSING)),
+            "WeChat refuses": self.wechat_refuses,
+            "token replaced": self.wechat.replace_token,
+            "ticket rotated": self.ticket_rotated,
+            "instance killed": self.instance_killed,
+            "instance told to stop": self.instance_told_to_stop,
+            "instance sleeps": self.instance_sleeps,
+            "killed while Redis and WeChat are down": self.killed_while_all_is_down,
+        }
         for instance in self.instances:
             fetch(f"{instance.server.url}/getApi?url={PAGE}")
             instance.load.start()
         threading.Thread(target=self.watch_redis, daemon=True).start()
         self.began = time.monotonic()
-        queue: list[Callable[[], None]] = []
+        queue: list[str] = []
         while time.monotonic() - self.began < seconds:
             if not queue:
-                queue = faults.copy()
-                self.random.shuffle(queue)
-            fault = queue.pop()
-            name = fault.__name__.replace("_", " ")
+                queue = self.random.sample(list(faults), len(faults))
+            name = queue.pop()
             at, so_far = time.monotonic() - self.began, self.statuses.total()
-            print(
-                f"{at:6.1f} s  {so_far:7d} requests  {len(self.failures)} failed  {name}",
-                flush=True,
-            )
+            print(f"{at:6.1f} s  {so_far:7d} requests  {len(self.failures)} failed  {name}")
             self.injected[name] += 1
-            fault()
+            faults[name]()
             self.wait(0.5, 2)
-        self.wait_until_well()
+        for instance in self.instances:  # however it was broken, it signs again by itself
+            url = f"{instance.server.url}/getApi?url={PAGE}"
+            again = f"instance {instance.number} signs again"
+            eventually(again, lambda url=url: fetch(url)[0] == 200, patience=2 * PAUSE + 20)  # type: ignore[misc]
         self.over.set()
         for instance in self.instances:
             instance.load.join(60)
@@ -378,34 +343,21 @@ class Soak:
         self.wechat.stop()
         (self.sentinels or self.redis).stop()
 
-    def wait_until_well(self) -> None:
-        """However it was broken, every instance signs again by itself."""
-        for instance in self.instances:
-            eventually(
-                f"instance {instance.number} signs again",
-                lambda url=instance.server.url: fetch(f"{url}/getApi?url={PAGE}")[0] == 200,  # type: ignore[misc]
-                patience=2 * PAUSE + 20,
-            )
-
     def table(self) -> str:
-        injected = ", ".join(f"{name} {count}" for name, count in sorted(self.injected.items()))
-        calls = ", ".join(f"{name} {count}" for name, count in sorted(self.wechat.calls.items()))
-        statuses = ", ".join(f"{status}: {n}" for status, n in sorted(self.statuses.items()))
+        def listed(counts: Counter[Any]) -> str:
+            return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
         rows = {
             "requests": self.statuses.total(),
-            "answers by status": statuses,
+            "answers by status": listed(self.statuses),
             "wrong signatures": self.wrong,
             "avoidable failures": len(self.failures),
             "failures with no ticket anywhere": self.excused,
-            "slowest answer": f"{self.slowest * 1000:.0f} ms",
-            "slowest answer of a warm instance": (
-                f"{self.slowest_warm * 1000:.0f} ms, at {self.slowest_warm_at:.1f} s"
-            ),
-            "calls to WeChat": calls,
-            f"faults injected: {self.injected.total()}": injected,
+            "slowest of a warm instance": f"{self.slowest * 1000:.0f} ms",
+            "calls to WeChat": listed(self.wechat.calls),
+            "faults injected": listed(self.injected),
         }
-        width = max(map(len, rows))
-        return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+        return "\n".join(f"{name:32}  {value}" for name, value in rows.items())
 
 
 SPOILT: list[tuple[Any, ...]] = [
@@ -435,7 +387,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--sentinel", action="store_true", help="a Sentinel set in place of one")
     given = parser.parse_args()
-    print(f"seed {given.seed}, {given.minutes} minutes", flush=True)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    print(f"seed {given.seed}, {given.minutes} minutes")
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(given.seed, Path(folder), sentinel=given.sentinel)
         try:

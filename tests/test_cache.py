@@ -21,7 +21,6 @@ from harness import (
     eventually,
     instance_for,
     marker,
-    unwritable,
 )
 
 from wechat_sign.credentials import Credential
@@ -79,16 +78,6 @@ def test_the_same_ticket_lives_as_long_as_it_was_known_to(held: str, found: str)
     assert serves is not None
     assert serves.usable_until == max(ours.usable_until, theirs.usable_until)
     assert asks is not ("fresh" in found)
-
-
-@pytest.mark.parametrize("fresh_until", [NOW + 1, NOW - 1])
-def test_an_older_one_that_came_back_does_not_serve_though_its_key_lasts_longer(
-    fresh_until: float,
-) -> None:
-    """As after a fail-over to a replica that lagged, with or without the marker."""
-    ours = Credential("newer", NOW + 30, NOW + 7130, NOW - 50, in_redis=True)
-    theirs = Credential("older", NOW + 45, NOW + 6600, fresh_until, in_redis=True)
-    assert decide(NOW, ours, theirs) == (ours, True)
 
 
 OURS, THEIRS = Credential("ours", NOW + 100, NOW + 200), Credential("theirs", NOW + 100, NOW + 100)
@@ -173,23 +162,6 @@ def test_a_life_that_is_not_wechats_says_nothing(
     assert one.ticket.expires == one.ticket.usable_until == clock.now + Limits().undated_life
 
 
-def test_the_time_that_redis_takes_is_no_life_of_the_ticket(
-    wechat: Sandbox, redis_server: RedisServer
-) -> None:
-    """What Redis tells was true some time before it arrives."""
-
-    class Slow(MovedClock):
-        def __call__(self) -> float:
-            self.now += 0.5
-            return self.now
-
-    redis_server.put_ticket("t", 100)
-    clock = Slow()
-    one = instance_for(wechat, redis_server, clock=clock)
-    one.look()
-    assert one.ticket.expires <= clock.now - 0.5 + 100
-
-
 NAMED: dict[str, Any] = {"access_token_key": "wx:token", "jsapi_ticket_key": "wx:ticket"}
 
 
@@ -269,75 +241,7 @@ def test_a_plain_string_of_another_program_under_a_named_key_is_replaced_once_it
     assert redis_server.run("GET", "wx:token") in wechat.issued
 
 
-@pytest.mark.parametrize("garbage", [("SET", ""), ("SET", "{}"), ("RPUSH", "x")])
-def test_what_is_held_replaces_garbage_under_its_own_key(
-    wechat: Sandbox, redis_server: RedisServer, garbage: tuple[str, str]
-) -> None:
-    one = instance_for(wechat, redis_server)
-    one.look()
-    redis_server.run("DEL", TICKET_KEY)
-    redis_server.run(garbage[0], TICKET_KEY, garbage[1])
-    one.look()
-    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
-    assert wechat.calls == {"token": 1, "getticket": 1}
-
-
 # Redis in trouble.
-
-SIGNER = ("ACL", "SETUSER", "signer", "on", ">s3cr3t", "allkeys", "allcommands")
-
-
-@pytest.mark.parametrize(
-    ("trouble", "state"),
-    [
-        ("killed", "unreachable"),
-        ("paused", "unreachable"),
-        ("wrong password", "unreachable"),
-        ("no right", "failing"),
-        ("full", "failing"),
-        ("read-only", "failing"),
-    ],
-)
-def test_a_redis_in_any_trouble_is_done_without_and_has_all_once_it_is_well(
-    wechat: Sandbox,
-    own_redis: RedisServer,
-    clock: MovedClock,
-    caplog: pytest.LogCaptureFixture,
-    trouble: str,
-    state: str,
-) -> None:
-    own_redis.run(*SIGNER)
-    commands = unwritable(own_redis)
-    commands["wrong password"] = (*SIGNER, "resetpass", ">another"), SIGNER
-    commands["no right"] = (*SIGNER, "-set"), SIGNER
-    if trouble == "killed":
-        own_redis.kill()
-    elif trouble == "paused":
-        own_redis.pause()
-    else:
-        own_redis.run(*commands[trouble][0])
-    who: dict[str, Any] = {"username": "signer", "password": "s3cr3t"}
-    one = instance_for(wechat, own_redis, clock=clock, limits=Limits(redis_timeout=0.3), **who)
-    for _ in range(3):
-        assert one.look() == wechat.ticket
-        clock.advance(Limits().redis_pause)
-    assert one.state == state
-    assert caplog.text.count("going on without") == 1
-    if trouble == "killed":
-        own_redis.start()
-        own_redis.run(*SIGNER)
-    elif trouble == "paused":
-        own_redis.resume()
-    else:
-        own_redis.run(*commands[trouble][1])
-    one.look()
-    assert one.state == "redis"
-    assert caplog.text.count("works again") == 1
-    assert own_redis.run("GET", TICKET_KEY) == wechat.ticket
-    assert own_redis.run("GET", CHECKED_KEY) == marker(wechat.ticket)
-    assert own_redis.run("GET", TOKEN_KEY) in wechat.issued
-    assert wechat.calls == {"token": 1, "getticket": 1}
-    assert "s3cr3t" not in caplog.text
 
 
 def test_what_is_put_back_replaces_nothing_that_came_meanwhile(

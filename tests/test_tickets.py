@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec
 
 import pytest
 from harness import (
@@ -24,14 +26,16 @@ from wechat_sign.errors import LockedElsewhere, SigningError, Stopping, WeChatRe
 from wechat_sign.settings import Limits
 from wechat_sign.tickets import JsapiTickets
 
+P = ParamSpec("P")
 LOOK_INTERVAL, LOOK_SOON = Limits().look_interval, Limits().look_soon
 
 
-def running(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        await asyncio.wait_for(scenario(), 30)
+def in_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    @wraps(test)
+    def run(*given: P.args, **named: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*given, **named), 30))
 
-    asyncio.run(limited())
+    return run
 
 
 async def called(wechat: Sandbox, endpoint: str, times: int) -> None:
@@ -60,242 +64,220 @@ def let_go(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("token_api", ["token", "stable_token"])
-def test_a_thousand_callers_share_one_look_up(
+@in_a_loop
+async def test_a_thousand_callers_share_one_look_up(
     wechat: Sandbox, redis_server: RedisServer, token_api: str
 ) -> None:
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server, token_api=token_api)
+    tickets = tickets_for(wechat, redis_server, token_api=token_api)
+    with redis_server.watching() as sent:
         got = await asyncio.gather(*(tickets.current() for _ in range(1000)))
         assert set(got) == {wechat.ticket}
-
-    with redis_server.watching() as sent:
-        running(scenario)
         assert len(sent()) < 100
     assert wechat.calls == {token_api: 1, "getticket": 1}
 
 
-def test_all_share_the_error_too_and_have_it_at_once_until_the_next_look(
+@in_a_loop
+async def test_all_share_the_error_too_and_have_it_at_once_until_the_next_look(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
     wechat.faults["token"] = Fault(errcode=40164)
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server, clock=clock)
-        got = await asyncio.gather(*(tickets.current() for _ in range(100)), return_exceptions=True)
-        assert {type(error) for error in got} == {WeChatRefused}
-        with redis_server.watching() as sent:
-            for _ in range(100):
-                with pytest.raises(WeChatRefused):
-                    await at_once(tickets)
-            assert sent() == []
-        assert tickets.retry_after == 60
-
-    running(scenario)
+    tickets = tickets_for(wechat, redis_server, clock=clock)
+    got = await asyncio.gather(*(tickets.current() for _ in range(100)), return_exceptions=True)
+    assert {type(error) for error in got} == {WeChatRefused}
+    with redis_server.watching() as sent:
+        for _ in range(100):
+            with pytest.raises(WeChatRefused):
+                await at_once(tickets)
+        assert sent() == []
+    assert tickets.retry_after == 60
     assert wechat.calls == {"token": 1}
 
 
-def test_a_cancelled_caller_harms_nobody(wechat: Sandbox) -> None:
+@in_a_loop
+async def test_a_cancelled_caller_harms_nobody(wechat: Sandbox) -> None:
     hold = wechat.faults["token"] = Fault(hold=threading.Event())
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat)
-        first, second, third = (
-            asyncio.ensure_future(coroutine)
-            for coroutine in (tickets.current(), tickets.current(), tickets.refresh())
-        )
-        await called(wechat, "token", 1)
-        first.cancel()
-        third.cancel()
-        let_go(hold)
-        assert await second == wechat.ticket
-        assert first.cancelled()
-
-    running(scenario)
+    tickets = tickets_for(wechat)
+    first, second, third = (
+        asyncio.ensure_future(coroutine)
+        for coroutine in (tickets.current(), tickets.current(), tickets.refresh())
+    )
+    await called(wechat, "token", 1)
+    first.cancel()
+    third.cancel()
+    let_go(hold)
+    assert await second == wechat.ticket
+    assert first.cancelled()
     assert wechat.calls["token"] == 1
 
 
-def test_what_a_look_gives_shows_no_credential(wechat: Sandbox, redis_server: RedisServer) -> None:
+@in_a_loop
+async def test_what_a_look_gives_shows_no_credential(
+    wechat: Sandbox, redis_server: RedisServer
+) -> None:
     """As asyncio's debug mode shows a task's result in the log."""
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server)
-        look = asyncio.ensure_future(tickets.refresh())
-        shown = [repr(asyncio.all_tasks())]
-        await look
-        shown += [repr(look), repr(tickets.known), repr(vars(tickets))]
-        assert_no_credential("".join(shown), wechat.issued)
-        assert tickets.known.ticket is not None
-
-    running(scenario)
+    tickets = tickets_for(wechat, redis_server)
+    look = asyncio.ensure_future(tickets.refresh())
+    shown = [repr(asyncio.all_tasks())]
+    await look
+    shown += [repr(look), repr(tickets.known), repr(vars(tickets))]
+    assert_no_credential("".join(shown), wechat.issued)
+    assert tickets.known.ticket is not None
 
 
-def test_an_error_raised_again_and_again_does_not_grow(wechat: Sandbox, clock: MovedClock) -> None:
+@in_a_loop
+async def test_an_error_raised_again_and_again_does_not_grow(
+    wechat: Sandbox, clock: MovedClock
+) -> None:
     wechat.faults["token"] = Fault(errcode=40164)
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, clock=clock)
-        for _ in range(50):
-            clock.advance(LOOK_SOON / 2)
-            with pytest.raises(SigningError) as caught:
-                await tickets.current()
-            assert len(list(traceback.walk_tb(caught.value.__traceback__))) < 20
-
-    running(scenario)
+    tickets = tickets_for(wechat, clock=clock)
+    for _ in range(50):
+        clock.advance(LOOK_SOON / 2)
+        with pytest.raises(SigningError) as caught:
+            await tickets.current()
+        assert len(list(traceback.walk_tb(caught.value.__traceback__))) < 20
 
 
 # Fresh, due a look, over.
 
 
-def test_a_fresh_ticket_serves_for_10_s_without_a_look(
+@in_a_loop
+async def test_a_fresh_ticket_serves_for_10_s_without_a_look(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server, clock=clock)
-        await tickets.current()
-        clock.advance(LOOK_INTERVAL - 0.1)
-        with redis_server.watching() as sent:
-            for _ in range(100):
-                assert await served(tickets) == (wechat.ticket, False)
-            assert sent() == []
-            clock.advance(0.1)
-            assert await served(tickets) == (wechat.ticket, True)
-            await until("it looks", sent)
-
-    running(scenario)
+    tickets = tickets_for(wechat, redis_server, clock=clock)
+    await tickets.current()
+    clock.advance(LOOK_INTERVAL - 0.1)
+    with redis_server.watching() as sent:
+        for _ in range(100):
+            assert await served(tickets) == (wechat.ticket, False)
+        assert sent() == []
+        clock.advance(0.1)
+        assert await served(tickets) == (wechat.ticket, True)
+        await until("it looks", sent)
     assert wechat.calls == {"token": 1, "getticket": 1}
 
 
 @pytest.mark.parametrize("expired", [True, False])
-def test_a_ticket_that_is_due_serves_while_wechat_is_asked(
+@in_a_loop
+async def test_a_ticket_that_is_due_serves_while_wechat_is_asked(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, expired: bool
 ) -> None:
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server, clock=clock)
-        old = await tickets.current()
-        wechat.rotate_ticket()
-        redis_server.run(*(("FLUSHALL",) if expired else ("DEL", CHECKED_KEY)))
-        hold = wechat.faults["getticket"] = Fault(hold=threading.Event())
-        clock.advance(7199 if expired else LOOK_INTERVAL)
-        for _ in range(100):
-            assert await at_once(tickets) == old
-        await called(wechat, "getticket", 2)
+    tickets = tickets_for(wechat, redis_server, clock=clock)
+    old = await tickets.current()
+    wechat.rotate_ticket()
+    redis_server.run(*(("FLUSHALL",) if expired else ("DEL", CHECKED_KEY)))
+    hold = wechat.faults["getticket"] = Fault(hold=threading.Event())
+    clock.advance(7199 if expired else LOOK_INTERVAL)
+    for _ in range(100):
         assert await at_once(tickets) == old
-        let_go(hold)
-        await tickets.refresh()
-        assert await at_once(tickets) == wechat.ticket != old
-
-    running(scenario)
+    await called(wechat, "getticket", 2)
+    assert await at_once(tickets) == old
+    let_go(hold)
+    await tickets.refresh()
+    assert await at_once(tickets) == wechat.ticket != old
     assert wechat.calls == {"token": 1 + expired, "getticket": 2}
 
 
-def test_what_is_over_is_waited_for(wechat: Sandbox, clock: MovedClock) -> None:
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, clock=clock)
+@in_a_loop
+async def test_what_is_over_is_waited_for(wechat: Sandbox, clock: MovedClock) -> None:
+    tickets = tickets_for(wechat, clock=clock)
+    await tickets.current()
+    wechat.rotate_ticket()
+    clock.advance(8 * 3600)
+    assert await tickets.current() == wechat.ticket
+    assert wechat.calls == {"token": 2, "getticket": 2}
+    wechat.faults = dict.fromkeys(("token", "getticket"), Fault(errcode=40164))
+    clock.advance(7199.8)
+    assert await served(tickets) == (wechat.ticket, True)
+    await tickets.refresh()
+    assert tickets.look_in == pytest.approx(0.2)
+    clock.advance(0.2)
+    with pytest.raises(WeChatRefused):
         await tickets.current()
-        wechat.rotate_ticket()
-        clock.advance(8 * 3600)
-        assert await tickets.current() == wechat.ticket
-        wechat.faults["getticket"] = wechat.faults["token"] = Fault(errcode=40164)
-        clock.advance(7201)
-        with pytest.raises(WeChatRefused):
-            await tickets.current()
-
-    running(scenario)
 
 
-def test_the_age_of_a_ticket_counts_from_when_it_was_last_seen_fresh_or_else_from_when_it_came(
+@in_a_loop
+async def test_the_age_of_a_ticket_counts_from_when_it_was_last_fresh_or_else_from_when_it_came(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
     redis_server.put_ticket("theirs", 1000)
     wechat.faults["token"] = Fault(errcode=-1)
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat, redis_server, clock=clock)
-        await tickets.current()
-        clock.advance(30)
-        await tickets.refresh()
-        assert clock.now - tickets.known.fresh_at == 30
-        del wechat.faults["token"]
-        clock.advance(30)
-        await tickets.refresh()
-        assert clock.now - tickets.known.fresh_at == 0
-
-    running(scenario)
+    tickets = tickets_for(wechat, redis_server, clock=clock)
+    await tickets.current()
+    clock.advance(30)
+    await tickets.refresh()
+    assert clock.now - tickets.known.fresh_at == 30
+    del wechat.faults["token"]
+    clock.advance(30)
+    await tickets.refresh()
+    assert clock.now - tickets.known.fresh_at == 0
 
 
 # Waiting for another instance.
 
 
-async def lock_is_tried(sent: Callable[[], list[str]], times: int = 2) -> None:
-    tries = 0
-    while tries < times:
-        tries += sum(command.startswith(f"SET {LOCK_KEY}") for command in sent())
-        await asyncio.sleep(0.01)
+async def lock_is_tried(sent: Callable[[], list[str]]) -> None:
+    """Twice: the second try began after this was called."""
+    for _ in range(2):
+        await until("it is tried", lambda: any(one.startswith(f"SET {LOCK_KEY}") for one in sent()))
 
 
 @pytest.mark.parametrize("released", [True, False])
-def test_without_a_ticket_the_one_that_another_instance_gets_is_waited_for(
+@in_a_loop
+async def test_without_a_ticket_the_one_that_another_instance_gets_is_waited_for(
     wechat: Sandbox, redis_server: RedisServer, released: bool
 ) -> None:
-    async def scenario() -> None:
-        redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
-        waiting = asyncio.ensure_future(tickets_for(wechat, redis_server).current())
-        with redis_server.watching() as sent:
-            await lock_is_tried(sent)
-        assert not waiting.done()
-        redis_server.put_ticket("theirs", 7100, checked=True)
-        if released:
-            redis_server.run("DEL", LOCK_KEY)
-        assert await waiting == "theirs"
-        assert redis_server.run("EXISTS", LOCK_KEY) is not released
-
-    running(scenario)
+    redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
+    waiting = asyncio.ensure_future(tickets_for(wechat, redis_server).current())
+    with redis_server.watching() as sent:
+        await lock_is_tried(sent)
+    assert not waiting.done()
+    redis_server.put_ticket("theirs", 7100, checked=True)
+    if released:
+        redis_server.run("DEL", LOCK_KEY)
+    assert await waiting == "theirs"
+    assert redis_server.run("EXISTS", LOCK_KEY) is not released
     assert not wechat.calls
 
 
-def test_it_is_waited_for_as_long_as_three_calls_take(
+@in_a_loop
+async def test_it_is_waited_for_as_long_as_three_calls_take(
     wechat: Sandbox, redis_server: RedisServer, clock: MovedClock
 ) -> None:
-    async def scenario() -> None:
-        redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
-        tickets = tickets_for(wechat, redis_server, clock=clock)
-        waiting = asyncio.ensure_future(tickets.current())
-        with redis_server.watching() as sent:
-            await lock_is_tried(sent)
-            clock.advance(38.9)
-            await lock_is_tried(sent)
-            assert not waiting.done()
-            clock.advance(0.1)
-            with pytest.raises(LockedElsewhere):
-                await waiting
-        assert tickets.retry_after == 1
-
-    running(scenario)
+    redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
+    tickets = tickets_for(wechat, redis_server, clock=clock)
+    waiting = asyncio.ensure_future(tickets.current())
+    with redis_server.watching() as sent:
+        await lock_is_tried(sent)
+        clock.advance(38.9)
+        await lock_is_tried(sent)
+        assert not waiting.done()
+        clock.advance(0.1)
+        with pytest.raises(LockedElsewhere):
+            await waiting
+    assert tickets.retry_after == 1
     assert not wechat.calls
 
 
 # The stop.
 
 
-def test_a_stop_waits_for_the_look_in_flight_but_not_for_ever_and_none_begins_after_it(
+@in_a_loop
+async def test_a_stop_waits_for_the_look_in_flight_but_not_for_ever_and_none_begins_after_it(
     wechat: Sandbox, clock: MovedClock
 ) -> None:
     hold = wechat.faults["token"] = Fault(hold=threading.Event())
-
-    async def scenario() -> None:
-        tickets = tickets_for(wechat)
-        waiting = asyncio.ensure_future(tickets.current())
-        await called(wechat, "token", 1)
-        await tickets.close(timeout=0.05)
-        with pytest.raises(Stopping):
-            await waiting
-        let_go(hold)
-        tickets = tickets_for(wechat, clock=clock)
-        looking = asyncio.ensure_future(tickets.refresh())
-        await asyncio.sleep(0)
-        await tickets.close(timeout=10)
-        await looking
-        clock.advance(LOOK_INTERVAL)
-        assert await served(tickets) == (wechat.ticket, False)
-
-    running(scenario)
+    tickets = tickets_for(wechat)
+    waiting = asyncio.ensure_future(tickets.current())
+    await called(wechat, "token", 1)
+    await tickets.close(timeout=0.05)
+    with pytest.raises(Stopping):
+        await waiting
+    let_go(hold)
+    tickets = tickets_for(wechat, clock=clock)
+    looking = asyncio.ensure_future(tickets.refresh())
+    await asyncio.sleep(0)
+    await tickets.close(timeout=10)
+    await looking
+    clock.advance(LOOK_INTERVAL)
+    assert await served(tickets) == (wechat.ticket, False)

@@ -33,11 +33,13 @@ class Sentinels:
                 replica.run("REPLICAOF", "127.0.0.1", self.nodes[0].port)
             for replica in self.nodes[1:]:
                 eventually("the replica is linked", lambda at=replica: is_linked(at))  # type: ignore[misc]
-            # They would find out each other within some seconds; told, they know at once.
-            ids = {free_port(): f"{number}" * 40 for number in range(1, 4)}
+            config = [
+                f"sentinel monitor {self.service} 127.0.0.1 {self.nodes[0].port} 2",
+                f"sentinel down-after-milliseconds {self.service} 1500",
+                f"sentinel failover-timeout {self.service} 2000",
+            ]
             self.sentinels = [
-                self._started(RedisServer("--sentinel", port=port, config=self._config(port, ids)))
-                for port in ids
+                self._started(RedisServer("--sentinel", config=config)) for _ in range(3)
             ]
             self.wait_until_well()
             undo.pop_all()
@@ -45,21 +47,6 @@ class Sentinels:
     def _started(self, server: RedisServer) -> RedisServer:
         self._stack.callback(server.stop)
         return server
-
-    def _config(self, own_port: int, ids: dict[int, str]) -> list[str]:
-        name, (primary, *replicas) = self.service, self.nodes
-        others = {port: its_id for port, its_id in ids.items() if port != own_port}
-        return [
-            f"sentinel myid {ids[own_port]}",
-            f"sentinel monitor {name} 127.0.0.1 {primary.port} 2",
-            f"sentinel down-after-milliseconds {name} 1500",
-            f"sentinel failover-timeout {name} 2000",
-            *(f"sentinel known-replica {name} 127.0.0.1 {node.port}" for node in replicas),
-            *(
-                f"sentinel known-sentinel {name} 127.0.0.1 {at} {its_id}"
-                for at, its_id in others.items()
-            ),
-        ]
 
     def wait_until_well(self) -> None:
         eventually("the sentinels agree that all is well", self._agree)
@@ -138,8 +125,8 @@ class ClusterOfThree:
 
     def __init__(self, port: int = 0) -> None:
         self._stack = ExitStack()
-        options = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
-        options += ("--cluster-require-full-coverage", "no")
+        options = ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"]
+        options += ["--cluster-require-full-coverage", "no"]
         with ExitStack() as undo:
             undo.callback(self.stop)
             self.masters = []
@@ -188,7 +175,8 @@ class Certificates:
     def make(self) -> Certificates:
         usage = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n"
         self._make("ca", usage, signer=[])
-        by_ca = ["-CA", self.path("ca.pem"), "-CAkey", self.path("ca.key"), "-CAcreateserial"]
+        ca, key = str(self.path("ca.pem")), str(self.path("ca.key"))
+        by_ca = ["-CA", ca, "-CAkey", key, "-CAcreateserial"]
         leaf = "keyUsage=critical,digitalSignature\nauthorityKeyIdentifier=keyid\n"
         names = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n"
         self._make("server", leaf + names, by_ca)
@@ -196,12 +184,12 @@ class Certificates:
         self._make("client", leaf + "extendedKeyUsage=clientAuth\n", by_ca)
         return self
 
-    def _make(self, name: str, extensions: str, signer: Sequence[str | Path]) -> None:
+    def _make(self, name: str, extensions: str, signer: Sequence[str]) -> None:
         key, request, certificate = (self.path(f"{name}.{end}") for end in ("key", "csr", "pem"))
         self.path(f"{name}.ext").write_text("subjectKeyIdentifier=hash\n" + extensions)
         openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key)
         openssl("req", "-new", "-key", key, "-subj", f"/CN=the test's {name}", "-out", request)
-        signed_by = signer or ["-signkey", key]
+        signed_by = signer or ["-signkey", str(key)]
         extended = ("-extfile", self.path(f"{name}.ext"))
         openssl("x509", "-req", "-in", request, *signed_by, *extended, "-out", certificate)
 
