@@ -63,7 +63,6 @@ class Instance:
         self.soak = soak
         self.number = number
         self._ini = ini
-        self.asleep = False
         self.start()
         self.load = threading.Thread(target=self._load, daemon=True)
 
@@ -114,8 +113,7 @@ class Instance:
                 continue
             if server is self.server:
                 self.warm = self.warm or answer.status == 200
-                slow = 0.0 if self.asleep else time.monotonic() - began
-                self.soak.note(self, answer.status, body, began, warm, slow)
+                self.soak.note(self, answer.status, body, began, warm)
 
 
 class Soak:
@@ -132,7 +130,6 @@ class Soak:
         self.failures: list[str] = []
         self.wrong = 0
         self.excused = 0
-        self.slowest = 0.0
         self.in_redis_since = float("inf")
         self.refused_at = float(-PAUSE)
         self.tickets = {self.wechat.ticket: float("inf")}
@@ -144,14 +141,10 @@ class Soak:
         self.began = time.monotonic()
         self._lock = threading.Lock()
 
-    def note(
-        self, instance: Instance, status: int, body: Any, began: float, warm: bool, slow: float
-    ) -> None:
+    def note(self, instance: Instance, status: int, body: Any, began: float, warm: bool) -> None:
         with self._lock:
             self.statuses[status] += 1
             now = time.monotonic()
-            if warm:
-                self.slowest = max(self.slowest, slow)
             if status == 200:
                 valid = [ticket for ticket, wrong in self.tickets.items() if began < wrong]
                 signatures = [signature_of(body, ticket, PAGE) for ticket in valid]
@@ -272,12 +265,9 @@ class Soak:
 
     def instance_sleeps(self) -> None:
         instance = self.random.choice(self.instances)
-        instance.asleep = True
         instance.server.process.send_signal(signal.SIGSTOP)
         self.wait(1, 6)
         instance.server.process.send_signal(signal.SIGCONT)
-        self.over.wait(0.5)
-        instance.asleep = False
 
     def killed_while_all_is_down(self) -> None:
         """Does the one thing that no server can sign through; it has to end."""
@@ -353,7 +343,6 @@ class Soak:
             "wrong signatures": self.wrong,
             "avoidable failures": len(self.failures),
             "failures with no ticket anywhere": self.excused,
-            "slowest of a warm instance": f"{self.slowest * 1000:.0f} ms",
             "calls to WeChat": listed(self.wechat.calls),
             "faults injected": listed(self.injected),
         }

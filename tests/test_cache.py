@@ -152,16 +152,6 @@ def test_another_instance_reads_value_life_and_freshness(
     assert 99 < one.ticket.fresh_until - clock.now <= 100
 
 
-@pytest.mark.parametrize("life", [0, 99999])
-def test_a_life_that_is_not_wechats_says_nothing(
-    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, life: int
-) -> None:
-    redis_server.put_ticket("t", life)
-    one = instance_for(wechat, redis_server, clock=clock)
-    one.look()
-    assert one.ticket.expires == one.ticket.usable_until == clock.now + Limits().undated_life
-
-
 NAMED: dict[str, Any] = {"access_token_key": "wx:token", "jsapi_ticket_key": "wx:ticket"}
 
 

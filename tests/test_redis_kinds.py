@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
@@ -47,7 +46,6 @@ PASSWORD = "p@ss/w0rd:%41?"
 IN_CLUSTER = "wechat:{wxsandbox}:"
 
 MakeInstance = Callable[..., Instance]
-Check = Callable[..., tuple[int, str]]
 Started = Callable[[Any], Any]
 
 
@@ -82,12 +80,6 @@ def instance(wechat: Sandbox, tmp_path: Path) -> MakeInstance:
         return Instance(load_settings(ini, {}), clock)
 
     return make
-
-
-@pytest.fixture
-def check(wechat: Sandbox, tmp_path: Path) -> Check:
-    """Runs `--check` with lines of an INI file: its exit status, and what it said."""
-    return partial(run_check, wechat, tmp_path / "check.ini")
 
 
 @pytest.fixture
@@ -206,7 +198,7 @@ def tls_server(
 
 
 def test_every_kind_is_shared_and_locked_and_says_so(
-    kind: Kind, start: Start, wechat: Sandbox, instance: MakeInstance, check: Check
+    kind: Kind, start: Start, wechat: Sandbox, instance: MakeInstance, tmp_path: Path
 ) -> None:
     ini = ["[redis]", f"url = {kind.url}"]
     running = start(*ini)
@@ -225,7 +217,7 @@ def test_every_kind_is_shared_and_locked_and_says_so(
             assert not free
     assert kind.keys + "lock" not in kind.names()
 
-    status, said = check(*ini)
+    status, said = run_check(wechat, tmp_path / "check.ini", *ini)
     assert status == 0, said
     [line] = re.findall(r"(?m)^\w+ +Redis .*$", said)
     for words in (*kind.shown, "lock works"):
@@ -270,7 +262,7 @@ def test_what_is_given_as_one_redis_and_is_none_is_told(
     start: Start,
     started: Started,
     wechat: Sandbox,
-    check: Check,
+    tmp_path: Path,
     given: str,
 ) -> None:
     if given == "cluster":
@@ -283,7 +275,7 @@ def test_what_is_given_as_one_redis_and_is_none_is_told(
     assert_signs(running, wechat)
     assert health(running) == "failing"
     assert warned(running)
-    status, said = check(*lines)
+    status, said = run_check(wechat, tmp_path / "check.ini", *lines)
     assert status == 1
     assert "FAIL  Redis" in said
     assert f"redis+{given}://" in said

@@ -157,13 +157,16 @@ def test_a_ticket_whose_marker_is_over_is_asked_for_again(
 @pytest.mark.parametrize("life", [0, 100, 99999])
 @pytest.mark.parametrize("named", [None, "another ticket"])
 def test_another_programs_ticket_serves_and_then_wechat_is_asked(
-    wechat: Sandbox, redis_server: RedisServer, life: int, named: str | None
+    wechat: Sandbox, redis_server: RedisServer, clock: MovedClock, life: int, named: str | None
 ) -> None:
+    """Where its life is none of WeChat's, it has a minute."""
     redis_server.put_ticket("theirs", life)
     if named:
         redis_server.run("SET", CHECKED_KEY, marker(named), "EX", 600)
-    one = instance_for(wechat, redis_server)
+    one = instance_for(wechat, redis_server, clock=clock)
     assert one.look() == "theirs"
+    lives = (100 if life == 100 else 60) + clock.now
+    assert lives - 1 < one.ticket.expires == one.ticket.usable_until <= lives
     assert not wechat.calls
     assert one.look() == redis_server.run("GET", TICKET_KEY) == wechat.ticket
     assert 7000 < redis_server.run("TTL", TICKET_KEY) <= 7100
