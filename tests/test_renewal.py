@@ -24,6 +24,7 @@ from harness import (
     eventually,
     instance_for,
     marker,
+    unwritable,
 )
 
 from wechat_sign.errors import SigningError, WeChatRefused, WeChatUnreachable
@@ -200,6 +201,20 @@ def test_a_redis_that_went_back_to_an_older_ticket_makes_the_one_held_due_and_no
     calls = wechat.calls.copy()
     assert {one.look() for one in instances} == {wechat.ticket}
     assert wechat.calls == calls
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_redis_that_takes_nothing_does_not_bring_a_dead_ticket_back(
+    wechat: Sandbox, own_redis: RedisServer, trouble: str
+) -> None:
+    """It lasts longer than the one that WeChat just granted, and was not confirmed."""
+    own_redis.put_ticket("dead", 7200)
+    own_redis.run(*unwritable(own_redis)[trouble][0])
+    one = instance_for(wechat, own_redis)
+    one.look()
+    for _ in range(5):
+        assert one.look() == wechat.ticket
+    assert wechat.calls == {"token": 1, "getticket": 1}
 
 
 def test_another_programs_newer_ticket_serves_before_wechat_is_asked_and_is_not_overwritten(
