@@ -137,7 +137,8 @@ def client_of(request: HTTPServerRequest) -> str:
     proxy adds what it knows at the end."""
     named = (request.headers.get(name, "") for name in ("X-Forwarded-For", "X-Real-Ip"))
     shown = "; ".join(sanitize(one[-100:]) for one in named if one)
-    peer = str(request.remote_ip).replace("0.0.0.0", "a unix socket")  # Tornado's word for it
+    # Tornado calls the peer on a unix socket 0.0.0.0; no other has that address.
+    peer = "a unix socket" if request.remote_ip == "0.0.0.0" else str(request.remote_ip)
     return f"{peer} ({shown})" if shown else peer
 
 
@@ -452,9 +453,7 @@ def main(arguments: Sequence[str] | None = None, limits: Limits = Limits()) -> i
         cache = Cache(settings)
     except ConfigError as error:
         problems = [problem.at(given.config) for problem in error.problems]
-        if given.check:
-            return check.print_problems(problems)
-        return complain(problems, 2)
+        return check.print_problems(problems) if given.check else complain(problems, 2)
     if given.check:
         return check.print_check(settings, cache, None if given.sandbox else given.config)
     try:

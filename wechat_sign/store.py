@@ -13,10 +13,9 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import redis
 
@@ -32,6 +31,8 @@ _LAST_BYTE: Final = 4095
 """Of a key's value that is read. What is longer is no credential: there may be anything."""
 _MARKER: Final = re.compile(rb"([0-9a-f]{40}) \+([0-9]{1,7})")
 """SHA-1 of the ticket, and the ms for which WeChat granted it beyond the marker's own end."""
+ENDLESS, ABSENT = -0.001, -0.002
+"""What PTTL tells of a key without an expiry, and of none."""
 _NAMES: Final = ("access_token", "accessToken", "ticket")
 """What other libraries call a credential in a JSON object."""
 
@@ -54,16 +55,16 @@ def with_marker(ticket: Credential, marker: bytes, ends: float, latest: float) -
     return replace(ticket, usable_until=usable_until, fresh_until=ends if ends <= latest else 0.0)
 
 
-def of_a_named_key(raw: bytes | None, owner: bytes, appid: str) -> tuple[str, str]:
+def of_a_named_key(raw: bytes | None, owner: bytes | None, appid: str) -> tuple[str, str]:
     """The credential under a key that other programs may write, in the formats that are known, and
     what is wrong; "" where nothing is."""
-    value = (raw or b"").decode("ascii", "replace")
+    value = _text(raw)
     if not is_credential(value):
         value = _in_json(raw or b"")
     if raw != b"" and not value:
         kept = "holds {shape}, which is neither used nor overwritten"
         return "", Text(kept, shape=_shape(raw))
-    theirs, _, digest = owner.decode("ascii", "replace").partition(" ")
+    theirs, _, digest = _text(owner).partition(" ")
     if digest == _digest(value) and theirs != appid:
         return "", Text("holds what was fetched for another appid, and is not used")
     return value, ""
@@ -94,36 +95,29 @@ class RedisStore:
     def read(self) -> Found:
         """Both credentials; None for what is none, or is another account's."""
         began, settings = self._clock(), self._settings
-        ticket_key, token_key = settings.jsapi_ticket_key, settings.access_token_key
-        keys = [ticket_key, token_key, settings.checked_key]
-        commands = [(name, key) for key in keys for name in ("PTTL", "GETRANGE")]
-        commands += [("GETRANGE", owner) for owner in settings.owner_keys.values()]
-        answers = dict(zip(commands, _answers(self.client, commands), strict=True))
-
-        def found(key: str) -> Credential | None:
-            value = self._value(key, answers)
-            if not is_credential(value):
-                return None
-            # WeChat grants no more: a longer life does not come from there.
-            life = answers["PTTL", key] / 1000
-            undated = not 0 <= life <= GRANTED_LIFE
-            expires = began + (settings.limits.undated_life if undated else life)
-            return Credential(value, expires, expires, in_redis=True)
-
-        ticket, life = found(ticket_key), answers["PTTL", settings.checked_key] / 1000
+        ticket = self._credential(settings.jsapi_ticket_key, began)
+        token = self._credential(settings.access_token_key, began)
+        life = self._life(settings.checked_key)
         if ticket is not None and life > 0:
-            marker = answers["GETRANGE", settings.checked_key] or b""
+            marker = self._value(settings.checked_key) or b""
             latest = began + settings.redis.fresh_for + 1.0
             ticket = with_marker(ticket, marker, began + life, latest)
-        return Found(ticket, found(token_key))
+        return Found(ticket, token)
 
-    def _value(self, key: str, answers: Mapping[tuple[str, str], Any]) -> str:
-        """What may be the credential under a key. Warns once of what can't be."""
-        raw, owner_key = answers["GETRANGE", key], self._settings.owner_keys.get(key)
-        if owner_key is None:
-            return (raw or b"").decode("ascii", "replace")
-        owner, appid = answers["GETRANGE", owner_key] or b"", self._settings.wechat.appid
-        value, problem = of_a_named_key(raw, owner, appid)
+    def _credential(self, key: str, began: float) -> Credential | None:
+        life, raw = self._life(key), self._value(key)  # in this order: what is over has no value
+        value = self._of_a_named_key(key, raw) if key in self._settings.owner_keys else _text(raw)
+        if not is_credential(value):
+            return None
+        # WeChat grants no more: a longer life does not come from there.
+        undated = not 0 <= life <= GRANTED_LIFE
+        expires = began + (self._settings.limits.undated_life if undated else life)
+        return Credential(value, expires, expires, in_redis=True)
+
+    def _of_a_named_key(self, key: str, raw: bytes | None) -> str:
+        """What may be the credential under it. Warns once of what can't be."""
+        owner = self._value(self._settings.owner_keys[key])
+        value, problem = of_a_named_key(raw, owner, self._settings.wechat.appid)
         if problem and problem != self.unusable.get(key):
             log.warning("the Redis key %s %s", key, problem)
         self.unusable.pop(key, None)
@@ -137,11 +131,11 @@ class RedisStore:
         digest, life = _digest(credential.value), int(1000 * (credential.expires - now))
         if life <= 0:
             return False
-        raw, there = _answers(self.client, [("GETRANGE", key), ("PTTL", key)])
-        is_bare = is_credential((raw or b"").decode("ascii", "replace"))
+        raw, there = self._value(key), self._life(key)
+        is_bare = is_credential(_text(raw))
         written = False
         if owner_key is None or raw == b"" or is_bare:  # no other program would miss it
-            absent = only_if_absent and (is_bare or there == -2)
+            absent = only_if_absent and (is_bare or there == ABSENT)
             written = bool(self.client.set(key, credential.value, px=life, nx=absent))
         if written and owner_key is not None:
             self.client.set(owner_key, f"{self._settings.wechat.appid} {digest}", px=life)
@@ -154,52 +148,45 @@ class RedisStore:
 
     def delete(self, key: str, value: str) -> bool:
         """Deletes the key if it still holds this value, and gives whether it did."""
-        [raw] = _answers(self.client, [("GETRANGE", key)])
-        return raw == value.encode() and bool(self.client.delete(key))
+        return self._value(key) == value.encode() and bool(self.client.delete(key))
 
     def acquire(self) -> float:
         """Gives for how many seconds this process has the lock; 0 where another has it."""
         key, lease = self._settings.lock_key, int(1000 * self._settings.lease)
         if self.client.set(key, self._lock_token, nx=True, px=lease):
             return self._settings.lease
-        holder, life = _answers(self.client, [("GETRANGE", key), ("PTTL", key)])
-        if life == -1:
+        holder, life = self._value(key), self._life(key)
+        if life == ENDLESS:
             self.client.set(key, "", px=lease)  # as all locks here have
         ours = holder == self._lock_token.encode()  # an earlier answer may have been lost
-        return max(0.0, life / 1000) if ours else 0.0
+        return max(0.0, life) if ours else 0.0
 
     def release(self) -> bool:
         """Ends the lock if this process holds it, and gives whether it did."""
         return self.delete(self._settings.lock_key, self._lock_token)
 
-
-def _answers(client: Client, commands: list[tuple[str, str]]) -> list[Any]:
-    """What Redis answers; for a key that holds no string, None."""
-    sent = [(one, key, *((0, _LAST_BYTE) if one == "GETRANGE" else ())) for one, key in commands]
-    if isinstance(client, redis.RedisCluster):
-        # Its pipeline waits for a node that hangs once for each command.
-        answers = [_answer(client, *command) for command in sent]
-    else:
-        # No transaction: a Redis that is out of memory refuses those, even to read.
-        with client.pipeline(transaction=False) as pipe:
-            for command in sent:
-                pipe.execute_command(*command)
-            answers = pipe.execute(raise_on_error=False)
-    for place, answer in enumerate(answers):
-        if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
-            answers[place] = None
-        elif isinstance(answer, Exception):
-            raise answer
-        elif not isinstance(answer, int if commands[place][0] == "PTTL" else bytes):
+    def _value(self, key: str) -> bytes | None:
+        """The beginning of a string; None for a key of another type."""
+        try:
+            raw = self.client.getrange(key, 0, _LAST_BYTE)
+        except redis.ResponseError as error:
+            if str(error).startswith("WRONGTYPE"):
+                return None
+            raise
+        if not isinstance(raw, bytes):
             raise redis.InvalidResponse
-    return answers
+        return raw
+
+    def _life(self, key: str) -> float:
+        """Seconds; or ENDLESS, or ABSENT."""
+        life = self.client.pttl(key)
+        if not isinstance(life, int):
+            raise redis.InvalidResponse
+        return life / 1000
 
 
-def _answer(client: Any, *command: str | int) -> Any:
-    try:
-        return client.execute_command(*command)
-    except redis.ResponseError as error:
-        return error
+def _text(raw: bytes | None) -> str:
+    return (raw or b"").decode("ascii", "replace")
 
 
 def _digest(value: str) -> str:

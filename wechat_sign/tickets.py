@@ -70,10 +70,9 @@ class JsapiTickets:
             if look.cancelled():
                 raise Stopping from None
             raise
-        ticket = known.usable(self.clock())
-        if ticket is None:
-            raise (known.error or LockedElsewhere()).with_traceback(None)
-        return ticket.value
+        if ticket := known.usable(self.clock()):
+            return ticket.value
+        raise (known.error or LockedElsewhere()).with_traceback(None)
 
     async def refresh(self) -> None:
         """Looks now, whether that is due or not, and waits for it."""
