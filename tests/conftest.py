@@ -29,7 +29,6 @@ from harness import (
     Server,
     Start,
     assert_no_credential,
-    server_of_many_tests,
     unavailable,
     write_ini,
 )
@@ -161,7 +160,12 @@ def shared_wechat() -> Iterator[Sandbox]:
 @pytest.fixture(scope="session")
 def shared(shared_wechat: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server of the tests that change nothing about it."""
-    yield from server_of_many_tests(shared_wechat, tmp_path_factory.mktemp("shared"))
+    ini = write_ini(tmp_path_factory.mktemp("shared") / "config.ini", shared_wechat)
+    running = Server("--config", str(ini), "--address", "127.0.0.1", "--port", "0", "--verbose")
+    yield running
+    running.kill()
+    assert_no_credential(running.output, shared_wechat.issued)
+    assert "Traceback" not in running.output
 
 
 @pytest.fixture(scope="session")

@@ -102,8 +102,6 @@ class Sandbox(sandbox.Sandbox):
         self.calls: Counter[str] = Counter()
         self.faults: dict[str, Fault] = {}
         """Both by endpoint: token, stable_token, getticket."""
-        self.answers_for_a_dead_token = 0
-        """The errcode that getticket has for one in place of its own."""
         super().__init__(**more)
         self.issued = {self.secret}
         """Every credential there has been: what no log or answer may show."""
@@ -134,10 +132,7 @@ class Sandbox(sandbox.Sandbox):
             if fault.errcode == 40164:
                 refusal["errmsg"] = NOT_IN_WHITELIST
             return 200, json.dumps(refusal).encode()
-        status, body = super().respond(endpoint, method, parameters)
-        if endpoint == "getticket" and self.answers_for_a_dead_token and b'"errcode": 4' in body:
-            body = json.dumps(sandbox.refusal(self.answers_for_a_dead_token)).encode()
-        return status, body
+        return super().respond(endpoint, method, parameters)
 
 
 _WORKER = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or -1) + 1
@@ -375,39 +370,25 @@ class Server:
         self.wait()
 
 
-def server_of_many_tests(wechat: Sandbox, folder: Path, **more: Any) -> Iterator[Server]:
-    """For a fixture: a server for the sandbox. At its end no credential may be in its log."""
-    ini = write_ini(folder / "config.ini", wechat)
-    command = ["--config", str(ini), "--address", "127.0.0.1", "--port", "0", "--verbose"]
-    running = Server(*command, **more)
-    yield running
-    running.kill()
-    assert_no_credential(running.output, wechat.issued)
-    assert "Traceback" not in running.output
-
-
 class Client(threading.Thread):
     """Asks for signatures until `over` is set. What goes wrong is `lost`.
 
     One that `keeps` its connection sends a request again, once, on a new one where the kept one
-    was closed while idle: every HTTP client does. One that has `only_one` ends with it.
+    was closed while idle: every HTTP client does.
     """
 
     def __init__(
         self,
         wechat: Sandbox,
         address: tuple[str, int],
-        *,
         path: str = "/getApi",
         keeps: bool = True,
-        only_one: bool = False,
     ) -> None:
         super().__init__(daemon=True)
         self._ticket = wechat.ticket
         self._connection = http.client.HTTPConnection(*address, timeout=PATIENCE)
         self._target = f"{path}?url={PAGE}"
         self._keeps = keeps
-        self._only_one = only_one
         self.over = threading.Event()
         self.served = 0
         self.lost: list[str] = []
@@ -428,7 +409,7 @@ class Client(threading.Thread):
             answer = self._connection.getresponse()
         except ConnectionError:  # RemoteDisconnected is one
             self._connection.close()
-            if self._only_one or not kept:
+            if not kept:
                 raise
             return
         text = answer.read()
@@ -438,8 +419,6 @@ class Client(threading.Thread):
         self.served += 1
         if not self._keeps:
             self._connection.close()
-        if self._only_one and answer.getheader("Connection") == "close":
-            self.over.set()
 
 
 def resident(process: subprocess.Popen[Any]) -> int:
