@@ -268,6 +268,7 @@ def test_a_redis_that_goes_away_meanwhile_is_told(
 # --- what is less safe than it could be -----------------------------------------------------------
 
 ACCOUNT = "[wechat]\nappid = wx1\nsecret = s3cr3t\n"
+NO_SECRET = ACCOUNT.replace("s3cr3t", "")
 SAFE = "[jssdk]\ndebug = false\npage_hosts = a.com\n"
 ANY_PAGE = "any page is signed with this account: list the hosts"
 UNENCRYPTED = "the secret goes to WeChat unencrypted: let"
@@ -286,9 +287,9 @@ READABLE = "every user of this host may read the secrets in {}: chmod 600 the"
         (f"{ACCOUNT}api = http://[::1]\n{SAFE}", 0o600, ""),
         (f"{ACCOUNT}api = https://10.0.0.1\n{SAFE}", 0o600, ""),
         (ACCOUNT + SAFE, 0o604, READABLE),
-        (f"{ACCOUNT}{SAFE}[redis]\nhost = h\npassword = s3cr3t", 0o604, READABLE),
-        (f"{ACCOUNT}{SAFE}[redis]\nurl = redis://:s3cr3t@h", 0o604, READABLE),
-        (ACCOUNT.replace("s3cr3t", "") + SAFE, 0o644, ""),
+        (f"{NO_SECRET}{SAFE}[redis]\nhost = h\npassword = pa55", 0o604, READABLE),
+        (f"{NO_SECRET}{SAFE}[redis]\nurl = redis://:p%40ss@h", 0o604, READABLE),
+        (NO_SECRET + SAFE, 0o644, ""),
     ],
 )
 def test_a_risk_is_told_with_what_to_do(
