@@ -31,6 +31,7 @@ import time
 import venv
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -86,52 +87,40 @@ GRANTS = {"express_co_wechat_api 5": EXPIRE + 10, "flask_wechatpy": EXPIRE}
 """The `expires_in` that makes a ticket live for EXPIRE seconds, where nothing else decides."""
 
 
-class WeChat(Sandbox):
-    """The stand-in, which may grant less than it keeps, and keeps what was granted before."""
-
-    grants = 0
-
-    def _getticket(self, access_token: str | None) -> dict[str, Any]:
-        if access_token in self.issued and self._token is not None:
-            access_token = self._token.value
-        return super()._getticket(access_token)
-
-    def respond(self, endpoint: str, method: str, parameters: dict[str, Any]) -> tuple[int, bytes]:
-        status, body = super().respond(endpoint, method, parameters)
-        answer = json.loads(body)
-        if self.grants and "expires_in" in answer:
-            answer["expires_in"] = self.grants
-        return status, json.dumps(answer).encode()
-
-
 class Contender:
     """A process that answers /getApi."""
 
     def __init__(self, name: str, bench: Bench, expire: int = 7100) -> None:
-        self.port = free_port()
-        bench.wechat.grants = GRANTS.get(name, 0) if expire == EXPIRE else 0
-        express = NPM / f"express{name[-1]}" / "node_modules"
+        grants = GRANTS.get(name, 7200) if expire == EXPIRE else 7200
+        self.port, self.wechat = free_port(), Sandbox(token_life=grants)
+        self.wechat.start()
+        self.slow_down(SLOW if expire == EXPIRE else 0, grants)
+        bench.running.append(self)
         environ = {
             "PORT": str(self.port),
-            "API": bench.wechat.url,
-            "APPID": bench.wechat.appid,
-            "SECRET": bench.wechat.secret,
+            "API": self.wechat.url,
+            "APPID": self.wechat.appid,
+            "SECRET": self.wechat.secret,
             "REDIS_PORT": str(bench.redis.port),
             "EXPIRE": str(expire),
-            "NODE_PATH": str(express),
+            "NODE_PATH": str(NPM / f"express{name[-1]}" / "node_modules"),
             "NODE_ENV": "production",
         }
-        command, quiet = self._command(name, bench, expire), subprocess.DEVNULL
         self.process = subprocess.Popen(
-            command,
+            self._command(name, bench, expire),
             env={**os.environ, **environ},
-            stdout=quiet,
-            stderr=quiet,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        bench.running.append(self)
         url = f"http://127.0.0.1:{self.port}{TARGET}"
         eventually(f"{name} answers", lambda: answers(url))
+
+    def slow_down(self, delay: float, grants: int) -> None:
+        """Has WeChat take so many seconds for each call, and grant a ticket for so many."""
+        body = json.dumps({"ticket": "t", "expires_in": grants}).encode()
+        faults = {"token": Fault(delay=delay), "stable_token": Fault(delay=delay)}
+        self.wechat.faults = {**faults, "getticket": Fault(delay=delay, body=body)}
 
     def _command(self, name: str, bench: Bench, expire: int) -> list[str]:
         kind = name.split()[0]
@@ -147,7 +136,7 @@ class Contender:
         lines += ["[jssdk]", "page_hosts = h5.example.com"]
         # As many names as the others' answers have.
         lines += ["js_api_list = updateAppMessageShareData, updateTimelineShareData"]
-        ini = write_ini(bench.folder / f"{self.port}.ini", bench.wechat, *lines)
+        ini = write_ini(bench.folder / f"{self.port}.ini", self.wechat, *lines)
         listen = ["--address", "127.0.0.1", "--port", str(self.port)]
         return [sys.executable, str(ROOT / "server.py"), "--config", str(ini), *listen]
 
@@ -201,17 +190,17 @@ class Contender:
         return took + [math.inf] * (number - len(took))
 
     def end(self) -> None:
-        if self.process.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self.wechat.stop()
 
 
 class Bench:
-    """A Redis, a stand-in for WeChat, and what runs on them."""
+    """A Redis, and what runs on it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.redis, self.wechat = folder, RedisServer(), WeChat()
-        self.wechat.start()
+        self.folder, self.redis = folder, RedisServer()
         self.running: list[Contender] = []
 
     def costs(self, names: Iterable[str], blocks: int) -> dict[str, dict[str, list[float]]]:
@@ -234,17 +223,14 @@ class Bench:
         p99 = {f"{rate} a second": percentile(steady.latencies(rate, seconds)) for rate in RATES}
         if name == "bare":
             return p99
-        calls = ("token", "getticket")
-        self.wechat.faults = dict.fromkeys(calls, Fault(delay=SLOW))
         self.redis.run("FLUSHALL")
         expiring = Contender(name, self, EXPIRE)
         p99["tickets expire"] = percentile(expiring.latencies(RATES[0], 2 * seconds))
-        self.wechat.faults = dict.fromkeys(calls, Fault(delay=60))
+        expiring.slow_down(60, EXPIRE)
         p99["WeChat hangs"] = percentile(expiring.latencies(RATES[0], 2 * seconds))
         self.redis.kill()
         p99["Redis is down, too"] = percentile(expiring.latencies(RATES[0], seconds))
         self.redis.start()
-        self.wechat.faults = {}
         return p99
 
     def end(self) -> None:
@@ -347,7 +333,6 @@ def main() -> None:
                 bench.end()
         finally:
             bench.end()
-            bench.wechat.stop()
             bench.redis.stop()
     rows = {what: {n: cell(v) for n, v in by.items()} for what, by in seen.items()}
     for head in HEADS:
