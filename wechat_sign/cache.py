@@ -26,29 +26,6 @@ WRITING = Text("writing to Redis")
 """What may not work, as the log says it."""
 
 
-class Trouble:
-    """What does not work, logged when that begins and when it ends. A class because it carries the
-    causes, and whether a write failed in this look."""
-
-    def __init__(self, place: str) -> None:
-        self._place = place
-        self.causes: dict[Text, str] = {}
-        self.write_failed = False
-
-    def begins(self, what: Text, cause: str) -> None:
-        """Notes a failure; logs the first of its kind."""
-        if what not in self.causes:
-            text = "%s at %s fails, going on without: %s. What to do: %s"
-            log.warning(text, what, self._place, cause, redis_advice(cause).both)
-        self.causes[what] = cause
-        self.write_failed = self.write_failed or what == WRITING
-
-    def ends(self, what: Text) -> None:
-        """Notes, and logs, that it works again."""
-        if self.causes.pop(what, ""):
-            log.info("%s works again", what)
-
-
 class Cache:
     """The account's keys in Redis. Raises ConfigError for a url that redis-py does not take. It is
     for one thread at a time; `release_lock`, `close` and what is only read are for any."""
@@ -63,7 +40,10 @@ class Cache:
             self._store = store.RedisStore(settings, self.clock)
         self._left_alone_until = -math.inf
         self._attempting = False
-        self._trouble = Trouble(settings.redis.place)
+        self._causes: dict[Text, str] = {}
+        """What did not work in the last look, and why; in this one:"""
+        self._failed: dict[Text, str] = {}
+        self._asked = False
 
     def successor(self) -> Cache:
         """Another one, with connections of its own, for when a look with this one does not end."""
@@ -71,9 +51,9 @@ class Cache:
             other = Cache(self._settings, self.clock)
         except ConfigError:  # a file that the url names is gone since the start
             other = self
-        other._trouble.causes |= self._trouble.causes
+        other._causes, other._failed = self._causes, self._failed
         if self._attempting:
-            other._unreachable("timeout: a look at Redis does not end")
+            other._fails(REACHING, "timeout: a look at Redis does not end")
         return other
 
     @property
@@ -90,7 +70,7 @@ class Cache:
     @property
     def trouble(self) -> list[Text]:
         """What does not work, and how Redis or redis-py words it."""
-        causes = self._trouble.causes.items()
+        causes = (self._causes | self._failed).items()
         return [Text("{place}: {text}", place=what, text=cause) for what, cause in causes]
 
     @property
@@ -99,9 +79,8 @@ class Cache:
         but does not do all that it is asked; "memory" where none is set."""
         if self._store is None:
             return "memory"
-        if REACHING in self._trouble.causes:
-            return "unreachable"
-        return "failing" if self._trouble.causes else "redis"
+        causes = self._causes | self._failed
+        return "unreachable" if REACHING in causes else "failing" if causes else "redis"
 
     def read(self) -> Found | None:
         """What Redis has; None where it can't be read."""
@@ -137,35 +116,40 @@ class Cache:
         self.attempt(WRITING, lambda store: store.release(), False)
 
     def settle(self) -> None:
-        """Ends a look. Where no write failed in it, takes the lock, to see whether that works."""
-        if WRITING in self._trouble.causes and not self._trouble.write_failed:
-            with self.lock():
-                pass
-            if not self._trouble.write_failed:
-                self._trouble.ends(WRITING)
-        self._trouble.write_failed = False
+        """Ends a look: notes what works again. Where no write failed in it, takes the lock, to see
+        whether that works."""
+        if self._asked and not self.is_left_alone:
+            if WRITING in self._causes and WRITING not in self._failed:
+                with self.lock():
+                    pass
+            for what in self._causes.keys() - self._failed.keys():
+                log.info("%s works again", what)
+            self._causes = {}
+        self._causes, self._failed, self._asked = self._causes | self._failed, {}, False
 
     def attempt(self, what: Text, call: Call, otherwise: Any, *, sent: str = "") -> Any:
-        """What the call gives, or `otherwise`. Logs when trouble begins and when it ends, without
-        what was `sent`, which Redis or a proxy may repeat."""
+        """What the call gives, or `otherwise`. Logs when trouble begins, without what was `sent`,
+        which Redis or a proxy may repeat."""
         if self._store is None or self.is_left_alone:
             return otherwise
-        self._attempting = True
+        self._attempting = self._asked = True
         try:
-            result = call(self._store)
+            return call(self._store)
         except Exception as error:  # also what redis-py raises for a reply that makes no sense
             reached, words = self._store.explain(error)
             words = sanitize(redacted(words, [*self._settings.redis.passwords, sent]))
             cause = type(error).__name__ + (f": {words}" if words else "")
-            self._trouble.begins(what, cause) if reached else self._unreachable(cause)
+            self._fails(what if reached else REACHING, cause)
             return otherwise
         finally:
             self._attempting = False
-        self._trouble.ends(REACHING)
-        if what == READING:  # one kind of writing tells nothing of the others
-            self._trouble.ends(READING)
-        return result
 
-    def _unreachable(self, cause: str) -> None:
-        self._left_alone_until = self.clock() + self._settings.limits.redis_pause
-        self._trouble.begins(REACHING, cause)
+    def _fails(self, what: Text, cause: str) -> None:
+        """Notes a failure; logs the first of its kind. Who does not answer is left alone."""
+        if what == REACHING:
+            self._left_alone_until = self.clock() + self._settings.limits.redis_pause
+        if what not in self._causes | self._failed:
+            text = "%s at %s fails, going on without: %s. What to do: %s"
+            place = self._settings.redis.place
+            log.warning(text, what, place, cause, redis_advice(cause).both)
+        self._failed[what] = cause
