@@ -115,7 +115,7 @@ class TestGetApi(ServerCase):
             assert headers["Signed-Url"] == told
 
     def test_another_accounts_appid_is_refused_but_not_in_the_pages_own_query(self) -> None:
-        escaped, raw = quote(PAGE, safe=""), f"{PAGE}?appid=wx2"
+        escaped, raw = quote(PAGE, safe=""), f"{PAGE}&appid=wx2"
         for query in (f"appid=wx2&url={PAGE}", f"url={escaped}&appid=wx2"):
             assert self.refusal(f"/getApi?{query}")[0] == 400
             query = query.replace("wx2", self.wechat.appid)
