@@ -140,10 +140,10 @@ def test_whatever_part_of_an_answer_drips_a_look_has_an_end_and_so_has_the_next(
     by_the_call_itself = part in ("body", "chunks", "redirect's body")
     error = WeChatUnreachable if by_the_call_itself else LookHangs
     clock, limits = MovedClock(), Limits(lease_margin=0.1)
-    hostile = Impostor(behave)
-    wechat = Sandbox()
-    wechat.url = hostile.url
-    looking(tickets_for(wechat, clock=clock, timeout=0.1, limits=limits), scenario)
+    with Impostor(behave) as hostile:
+        wechat = Sandbox()
+        wechat.url = hostile.url
+        looking(tickets_for(wechat, clock=clock, timeout=0.1, limits=limits), scenario)
 
 
 def test_no_cookie_is_kept_and_an_odd_one_puts_no_traceback_into_the_log(
