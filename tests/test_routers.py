@@ -35,7 +35,7 @@ PACKAGES = {
         ("react-router-dom@6.30.6", "dist/umd/react-router-dom.production.min.js"),
     ],
 }
-APPS = ["Vue", "React", "React with loaders"]
+APPS = ["Vue", "React"]
 MODES = ["history", "hash"]
 KINDS = ["iOS", "Android", "HarmonyOS", "Windows"]
 
@@ -88,19 +88,13 @@ VUE = """
   Vue.createApp({template: '<router-view/>'}).use(router).mount('#app')
 """
 REACT = """
-  const {createElement: h, useEffect, useState} = React
+  const {createElement: h, useEffect} = React
   const {
-    BrowserRouter, HashRouter, Routes, Route, Navigate, Outlet, RouterProvider, redirect,
-    createBrowserRouter, createHashRouter, createRoutesFromElements,
-    useLocation, useNavigate, useParams
+    Route, Navigate, Outlet, RouterProvider, redirect, createBrowserRouter, createHashRouter,
+    createRoutesFromElements, useLocation, useNavigate, useParams
   } = ReactRouterDOM
   const name = at => at.pathname.split('/').filter(Boolean).map(decodeURIComponent).join(' ')
   const Hop = ({next}) => h(Navigate, {to: next + (useParams().id || ''), replace: true})
-  const Slow = () => {
-    const [passed, pass] = useState(false)
-    useEffect(() => { later(120).then(() => pass(true)) }, [])
-    return passed && h(Hop, {next: '/item/'})
-  }
   const Page = () => {
     const at = useLocation()
     useEffect(() => { document.title = name(at) }, [at])
@@ -116,33 +110,27 @@ REACT = """
   }
   const page = path => h(Route, {path, element: h(Page)})
   const hop = (path, next) => h(Route, {path, element: h(Hop, {next})})
-  const guarded = LOADERS
-    ? [
-        h(Route, {path: 'private', loader: async () => redirect('/login?back=/private')}),
-        h(Route, {path: 'slow/:id', loader: async ({params}) => {
-          await later(120)
-          return redirect('/item/' + params.id)
-        }})
-      ]
-    : [hop('private', '/login?back=/private'), h(Route, {path: 'slow/:id', element: h(Slow)})]
   const routes = h(Route, {path: '/', element: h(Layout)},
     h(Route, {index: true, element: h(Hop, {next: '/start'})}),
     hop('start', '/home'), page('home'), page('login'), page('item/:id'),
-    hop('hop/:id', '/skip/'), hop('skip/:id', '/item/'), ...guarded)
+    hop('hop/:id', '/skip/'), hop('skip/:id', '/item/'),
+    h(Route, {path: 'private', loader: async () => redirect('/login?back=/private')}),
+    h(Route, {path: 'slow/:id', loader: async ({params}) => {
+      await later(120)
+      return redirect('/item/' + params.id)
+    }}))
   const made = createRoutesFromElements(routes)
-  ReactDOM.createRoot(document.querySelector('#app')).render(LOADERS
-    ? h(RouterProvider, {router: HASH ? createHashRouter(made) : createBrowserRouter(made)})
-    : h(HASH ? HashRouter : BrowserRouter, null, h(Routes, null, routes)))
+  const router = (HASH ? createHashRouter : createBrowserRouter)(made)
+  ReactDOM.createRoot(document.querySelector('#app')).render(h(RouterProvider, {router}))
 """
 
 
 def spa(app: str, mode: str, signing: Signing) -> str:
     """The app's page, which calls wechatSign as README has it, before the app starts."""
-    kit = app.partition(" ")[0]
-    libraries = [f"/npm/{package.replace('/', '+')}//{file}" for package, file in PACKAGES[kit]]
+    libraries = [f"/npm/{package.replace('/', '+')}//{file}" for package, file in PACKAGES[app]]
     scripts = ["/bridge.js", "/jweixin.js", f"{signing.url}/wechat-sign.js", *libraries]
     tags = "".join(f'<script src="{script}"></script>' for script in scripts)
-    code = (VUE if kit == "Vue" else REACT).replace("HASH", str(mode == "hash").lower())
+    code = (VUE if app == "Vue" else REACT).replace("HASH", str(mode == "hash").lower())
     return f"""<!doctype html><meta charset="utf-8"><title>not yet</title>
     <div id="app"></div><script>
       // A robot's steps never end, for wechat-sign.js, which would wait longer for each.
@@ -153,7 +141,7 @@ def spa(app: str, mode: str, signing: Signing) -> str:
       const later = ms => new Promise(resolve => setTimeout(resolve, ms))
       {RECORD}
       wechatSign(() => ({{desc: 'about ' + document.title}}))
-      {code.replace("LOADERS", str("loaders" in app).lower())}
+      {code}
     </script>"""
 
 
@@ -191,7 +179,7 @@ Go = Callable[..., list[Visit]]
 def go(request: pytest.FixtureRequest, site: Site, signing: Signing) -> Go:
     """Opens an app on phones of these kinds at once, in Chromium or in WebKit."""
     app, mode = request.param
-    for package in PACKAGES[app.partition(" ")[0]]:
+    for package in PACKAGES[app]:
         npm_file(*package)
     base = site(spa(app, mode, signing))
 

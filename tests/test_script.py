@@ -643,13 +643,6 @@ def test_where_the_browser_is_old_neither_load_nor_route_throws(both: App, missi
     assert tab.js("[errors, went]") == [[], "/two"]
 
 
-def test_a_frozen_history_throws_nothing(app: App) -> None:
-    before = "<script>Object.freeze(history)</script>" + WEIXIN
-    tab = app.open(call=ROUTED, path="/one", before=before)
-    tab.push("/two")
-    tab.shared(title="/two")
-
-
 def test_nothing_ends_the_tag_that_it_is_inlined_in() -> None:
     assert not re.search("<script|</|<!--", SCRIPT)
 
@@ -866,13 +859,6 @@ def test_they_hear_of_our_config(both: App, kind: str, first: bool, problem: str
     said = "config:x y" if problem else "shared"
     tab = both.open(kind, call, before=before, said=said, problems=[problem])
     assert tab.js("heard") == (["config:x y", "ready"] if problem else ["ready"])
-
-
-def test_they_hear_of_a_route_that_fails(both: App) -> None:
-    tab = both.open(call=ROUTED + ";" + LISTEN, problems=["", "invalid_url_domain"])
-    tab.push("/two")
-    tab.waits("heard.length === 2")
-    assert tab.js("heard") == ["ready", "config:invalid url domain"]
 
 
 def test_the_bridge_and_the_configuration_are_left_as_they_were(both: App) -> None:
