@@ -285,7 +285,7 @@ def test_a_redirect_at_the_start_is_signed_once(both: App, kind: str) -> None:
 @pytest.mark.parametrize("problem", ["", "invalid_signature"])
 def test_a_route_that_comes_while_wechat_verifies_waits_for_it(app: App, problem: str) -> None:
     """One wx.config at a time, and what is stale is not tried again."""
-    slow = {"preVerifyJSAPI": 300}
+    slow = {"preVerifyJSAPI": 2000}
     tab = app.open(call=ROUTED, path="/one", said="", delays=slow, problems=[problem])
     tab.waits("phone.count('preVerifyJSAPI') === 1")
     tab.push("/two")
