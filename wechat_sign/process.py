@@ -32,7 +32,6 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPMessageDelegate
 from tornado.ioloop import PeriodicCallback
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 from tornado.log import access_log
@@ -143,11 +142,6 @@ class BoundedServer(HTTPServer):
         self._sweeping.stop()
         self.conn_params.no_keep_alive = True
         super().stop()
-
-    def start_request(self, server_conn: Any, request_conn: Any) -> HTTPMessageDelegate:
-        """Tornado calls it when a connection begins to wait for its next request."""
-        self._touch(server_conn.stream)
-        return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: Any) -> None:
         self._active.pop(server_conn.stream, None)
