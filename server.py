@@ -133,13 +133,13 @@ class SigningApplication(Application):
 
 
 def client_of(request: HTTPServerRequest) -> str:
-    """The peer, and in brackets what it says whom it asks for: a proxy knows, others may lie. A
-    proxy adds what it knows at the end."""
-    named = (request.headers.get(name, "") for name in ("X-Forwarded-For", "X-Real-Ip"))
-    shown = "; ".join(sanitize(one[-100:]) for one in named if one)
+    """The peer, and in brackets for whom it says it asks. A proxy writes that at the end of its
+    header; what stands before it, or in another header, may be anything."""
+    named = {name: request.headers.get(name, "") for name in ("X-Forwarded-For", "X-Real-IP")}
+    shown = "; ".join(f"{name} {sanitize(one[-75:])}" for name, one in named.items() if one)
     # Tornado calls the peer on a unix socket 0.0.0.0; no other has that address.
     peer = "a unix socket" if request.remote_ip == "0.0.0.0" else str(request.remote_ip)
-    return f"{peer} ({shown})" if shown else peer
+    return peer.removeprefix("::ffff:") + (f" ({shown})" if shown else "")
 
 
 class BaseHandler(RequestHandler):

@@ -183,11 +183,11 @@ def test_the_log_has_the_clients_address_which_it_can_not_hide(
     proxy: Proxy, shared: Server
 ) -> None:
     proxy.ask(f"/wx/{proxy.kind}-1", source="127.0.0.2")
-    shared.says(f"404 GET /{proxy.kind}-1 from 127.0.0.1 (127.0.0.2), ")
+    shared.says(f"404 GET /{proxy.kind}-1 from 127.0.0.1 (X-Forwarded-For 127.0.0.2), ")
     proxy.ask(f"/wx/{proxy.kind}-2", source="127.0.0.2", **{"X-Forwarded-For": "203.0.113.7"})
     # nginx adds it, Caddy believes no client.
     named = "203.0.113.7, 127.0.0.2" if proxy.kind == "nginx" else "127.0.0.2"
-    shared.says(f"404 GET /{proxy.kind}-2 from 127.0.0.1 ({named}), ")
+    shared.says(f"404 GET /{proxy.kind}-2 from 127.0.0.1 (X-Forwarded-For {named}), ")
 
 
 def test_the_manuals_rate_limit_lets_a_burst_pass_and_no_more(

@@ -51,7 +51,7 @@ class Cache:
             other = Cache(self._settings, self.clock)
         except ConfigError:  # a file that the url names is gone since the start
             other = self
-        other._causes, other._failed = self._causes, self._failed
+        other._causes = self._causes | self._failed
         if self._attempting:
             other._fails(REACHING, "timeout: a look at Redis does not end")
         return other
@@ -118,10 +118,10 @@ class Cache:
     def settle(self) -> None:
         """Ends a look: notes what works again. Where no write failed in it, takes the lock, to see
         whether that works."""
+        if WRITING in self._causes and WRITING not in self._failed:
+            with self.lock():
+                pass
         if self._asked and not self.is_left_alone:
-            if WRITING in self._causes and WRITING not in self._failed:
-                with self.lock():
-                    pass
             for what in self._causes.keys() - self._failed.keys():
                 log.info("%s works again", what)
             self._causes = {}

@@ -54,10 +54,11 @@ def risks(settings: Settings, config: Path) -> Iterator[tuple[Text, Text]]:
         yield Text("the secret goes to WeChat unencrypted"), advice("api unencrypted")
     if os.name != "posix":
         return
-    text = config.read_text("utf-8-sig") if config.is_file() else ""
-    secrets = [settings.wechat.secret, *settings.redis.passwords]
-    if any(one and one in text for one in secrets) and config.stat().st_mode & stat.S_IROTH:
-        what = Text("every user of this host may read the secrets in {config}", config=config)
+    if settings.in_file and config.is_file() and config.stat().st_mode & stat.S_IROTH:
+        names = ", ".join(settings.in_file)
+        what = Text(
+            "every user of this host may read {names} in {config}", names=names, config=config
+        )
         yield what, advice("file open to all")
     if os.geteuid() == 0:
         yield Text("the server runs as root"), advice("runs as root")

@@ -283,8 +283,8 @@ def _in_browsers_form(url: str, page_hosts: Collection[str]) -> str:
     if _HREF.fullmatch(href):
         return href
     raise BadPageUrl(
-        "location.href has the host, a /../ or {}\\` in the path, or a ' in the query otherwise: "
-        + _AS_IT_IS
+        "location.href writes the host, a /../ or {}\\` in the path, or a ' in the query "
+        f"differently: {_AS_IT_IS}"
     )
 
 

@@ -57,8 +57,8 @@ SIZES: Final[dict[str, int]] = {
     "body_timeout": 10,  # seconds
 }
 _MALFORMED: Final = (
-    "this is no HTTP/1.1 request with one Host header, and 1,000 parameters, a head of 32 KiB and "
-    "a body of 32 KiB at most; https ends at a proxy in front"
+    "this is no HTTP/1.1 request with one Host header, or it has more than 1,000 parameters, "
+    "32 KiB of headers or 32 KiB of body; https ends at a proxy in front"
 )
 _HEAD_END: Final = rb"\n\r?\n"
 """Matches where Tornado's pattern ends. That one begins with what may be missing, so it takes

@@ -153,8 +153,8 @@ def print_banner(address: str) -> None:
     if address.startswith("unix:"):
         curl, here = f"curl --unix-socket {address[5:]}", "http://localhost"
     with suppress(OSError):  # its reader may be gone
-        print(_BANNER.format(f'{curl} "{here}/getApi?url=https://h5.example.com/page?a=1&b=2"'))
-        sys.stdout.flush()
+        line = f'{curl} "{here}/getApi?url=https://h5.example.com/page?a=1&b=2"'
+        print(_BANNER.format(line), flush=True)
 
 
 def start_with_settings() -> Settings:

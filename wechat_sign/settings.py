@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import configparser
 import difflib
+import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
@@ -290,6 +291,8 @@ class Settings:
     jssdk: JssdkSettings = JssdkSettings()
     server: ServerSettings = ServerSettings()
     limits: Limits = Limits()
+    in_file: tuple[str, ...] = field(default=(), compare=False)
+    """The options that are secrets and that the file has, where the environment could."""
 
     @property
     def access_token_key(self) -> str:
@@ -331,7 +334,7 @@ class Settings:
 
 
 SECTIONS: Final[dict[str, Any]] = get_type_hints(Settings)
-del SECTIONS["limits"]
+del SECTIONS["limits"], SECTIONS["in_file"]
 
 
 def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -340,21 +343,26 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     Raises ConfigError with all problems at once, each with its place, or with one alone where
     the file can't be read. No value is ever in it.
     """
-    text, texts, problems = _parse(path)
-    problems += _unknown("[{}]", texts, SECTIONS, text)
+    texts, lines, problems = _parse(path)
+    problems += _unknown("[{}]", {name: lines[name, ""] for name in texts}, SECTIONS)
     values: dict[str, dict[str, Any]] = {}
+    in_file: list[str] = []
     for section, schema in SECTIONS.items():
         given, options = texts.get(section, {}), _options(schema)
-        problems += _unknown(f"[{section}] {{}}", given, options, text)
+        found = {name: lines[section, name] for name in given}
+        problems += _unknown(f"[{section}] {{}}", found, options)
         values[section] = {}
         for name, option in options.items():
-            value = given.get(name) or environ.get(option.metadata["environ"], "").strip()
+            variable = option.metadata["environ"]
+            in_file += [name] if variable and given.get(name) else []
+            value = given.get(name) or environ.get(variable, "").strip()
             try:
                 values[section][name] = _value(f"[{section}] {name}", option, value)
             except ValueError as problem:
                 problems.append(problem.args[0])
     if not problems:
-        settings = Settings(**{name: SECTIONS[name](**given) for name, given in values.items()})
+        sections = {name: SECTIONS[name](**given) for name, given in values.items()}
+        settings = Settings(**sections, in_file=tuple(in_file))
         problems = _contradictions(settings)
         if not problems:
             return settings
@@ -375,21 +383,25 @@ def _contradictions(settings: Settings) -> list[Text]:
     return problems
 
 
-def _parse(path: Path) -> tuple[str, dict[str, dict[str, str]], list[Text]]:
-    """The file's text; section → option → value; and a problem for each line that is neither."""
+def _parse(
+    path: Path,
+) -> tuple[dict[str, dict[str, str]], dict[tuple[str, str], int], list[Text]]:
+    """Section → option → text; the line of each, a section's under the option ""; and a problem
+    for each line that is neither."""
     parser = configparser.ConfigParser(
         interpolation=None, default_section="", empty_lines_in_values=False
     )
+    lines: dict[tuple[str, str], int] = {}
     problems = []
     try:
         text = path.read_text(encoding="utf-8-sig")
-        parser.read_string(text)
+        parser.read_file(_numbered(text, parser, lines))
     except (OSError, UnicodeError, configparser.Error) as error:
         if type(error) is not configparser.ParsingError:
             raise ConfigError(_why_unreadable(error, path)) from None
         for line, _ in error.errors:
             problems.append(Text("line {line}: is not option = value", line=line))
-    return text, {name: dict(parser[name]) for name in parser.sections()}, problems
+    return {name: dict(parser[name]) for name in parser.sections()}, lines, problems
 
 
 def _why_unreadable(error: Any, path: Path) -> Text:
@@ -418,6 +430,17 @@ def _why_unreadable(error: Any, path: Path) -> Text:
             return Text("line {line}: this option is given twice; keep one", line=error.lineno)
     first = "line {line}: a [section] must come before the first option"
     return Text(first, line=error.lineno)
+
+
+def _numbered(
+    text: str, parser: configparser.ConfigParser, lines: dict[tuple[str, str], int]
+) -> Iterator[str]:
+    """The text's lines; when the parser has read one, `lines` has what it found there."""
+    for number, line in enumerate(io.StringIO(text), 1):
+        yield line
+        for section in parser.sections()[-1:]:
+            for option in ("", *parser.options(section)):
+                lines.setdefault((section, option), number)
 
 
 def _options(schema: Any) -> dict[str, Field[Any]]:
@@ -457,12 +480,10 @@ def _check_text(option: Field[Any], text: str) -> None:
         raise ValueError(Text("is in quotes, which would be part of it; leave them out"))
 
 
-def _unknown(
-    place: str, names: Iterable[str], known: Mapping[str, Any], text: str
-) -> Iterator[Text]:
+def _unknown(place: str, lines: Mapping[str, int], known: Mapping[str, Any]) -> Iterator[Text]:
     """A problem for each name that is not known. Only one that is known elsewhere or resembles a
     known one is shown: another may be a secret."""
-    for name in names:
+    for name, line in lines.items():
         if name in known or name in ("", *RETIRED):  # without a name, it was told already
             continue
         homes = [f"[{other}]" for other, schema in SECTIONS.items() if name in _options(schema)]
@@ -473,8 +494,5 @@ def _unknown(
         elif close:
             yield Text("is unknown; did you mean {close}?", close=close[0]).at(shown)
         else:
-            form = r"\[{}]" if known is SECTIONS else r"\s*{}\s*[=:]"
-            begins = re.compile(form.format(re.escape(name)), re.IGNORECASE)
-            numbers = (at for at, line in enumerate(text.split("\n"), 1) if begins.match(line))
             unknown = "line {line}: is unknown; known are {known}"
-            yield Text(unknown, line=next(numbers, 0), known=", ".join(known))
+            yield Text(unknown, line=line, known=", ".join(known))

@@ -155,7 +155,7 @@ class RedisStore:
         key, lease = self._settings.lock_key, int(1000 * self._settings.lease)
         if self.client.set(key, self._lock_token, nx=True, px=lease):
             return self._settings.lease
-        holder, life = self._value(key), self._life(key)
+        life, holder = self._life(key), self._value(key)  # in this order: it may change hands
         if life == ENDLESS:
             self.client.set(key, "", px=lease)  # as all locks here have
         ours = holder == self._lock_token.encode()  # an earlier answer may have been lost

@@ -100,7 +100,9 @@ class JsapiTickets:
             _, in_flight = await asyncio.wait({self._look}, timeout=timeout)
             self._look.cancel()
             if in_flight:
-                await asyncio.to_thread(self._renewal.cache.release_lock)
+                run: Any = asyncio.get_running_loop().run_in_executor
+                ending = run(self._threads, self._renewal.cache.release_lock)
+                await asyncio.wait({ending}, timeout=self._limits.redis_timeout)
             self._look_at = math.inf  # no other begins
         self._threads.shutdown(wait=False)
 
