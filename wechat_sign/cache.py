@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from .clock import Clock, SystemClock
 from .credentials import Credential
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .store import Found, RedisStore
 
 log = logging.getLogger(__name__)
-Call = Callable[["RedisStore"], Any]
+T = TypeVar("T")
+Call = Callable[["RedisStore"], T]
 REACHING, READING = Text("reaching Redis"), Text("reading from Redis")
 WRITING = Text("writing to Redis")
 """What may not work, as the log says it."""
@@ -39,11 +40,10 @@ class Cache:
 
             self._store = store.RedisStore(settings, self.clock)
         self._left_alone_until = -math.inf
-        self._attempting = False
+        self._attempting = self._asked = False
         self._causes: dict[Text, str] = {}
-        """What did not work in the last look, and why; in this one:"""
         self._failed: dict[Text, str] = {}
-        self._asked = False
+        """What does not work, and why: up to the last look, and in this one."""
 
     def successor(self) -> Cache:
         """Another one, with connections of its own, for when a look with this one does not end."""
@@ -70,13 +70,13 @@ class Cache:
     @property
     def trouble(self) -> list[Text]:
         """What does not work, and how Redis or redis-py words it."""
-        causes = (self._causes | self._failed).items()
-        return [Text("{place}: {text}", place=what, text=cause) for what, cause in causes]
+        causes = self._causes | self._failed
+        return [Text("{place}: {text}", place=what, text=why) for what, why in causes.items()]
 
     @property
     def state(self) -> str:
-        """ "redis" where credentials are shared; "unreachable", or "failing" where Redis answers
-        but does not do all that it is asked; "memory" where none is set."""
+        """ "redis" where credentials are shared; "unreachable"; "failing" where it answers and does
+        not do all that it is asked; "memory" where there is none."""
         if self._store is None:
             return "memory"
         causes = self._causes | self._failed
@@ -84,16 +84,14 @@ class Cache:
 
     def read(self) -> Found | None:
         """What Redis has; None where it can't be read."""
-        found: Found | None = self.attempt(READING, lambda store: store.read(), None)
-        return found
+        return self.attempt(READING, lambda store: store.read(), None)
 
     def write(self, key: str, new: Credential, *, only_if_absent: bool = False) -> Credential:
         """Gives the credential, which tells whether Redis has it now."""
-
-        def call(store: RedisStore) -> bool:
-            return store.write(key, new, only_if_absent)
-
-        return replace(new, in_redis=self.attempt(WRITING, call, False, sent=new.value))
+        in_redis = self.attempt(
+            WRITING, lambda store: store.write(key, new, only_if_absent), False, sent=new.value
+        )
+        return replace(new, in_redis=in_redis)
 
     def delete(self, key: str, value: str) -> None:
         """Deletes the credential where it is still there."""
@@ -101,8 +99,8 @@ class Cache:
 
     @contextmanager
     def lock(self) -> Iterator[float | None]:
-        """Gives until when this instance may ask WeChat and write; None where another has the lock.
-        Without Redis that is now: it may ask, and write nothing."""
+        """Gives until when this instance may ask WeChat and write: without Redis it may ask now,
+        and write nothing. Gives None where another has the lock."""
         began = self.clock()
         lease = self.attempt(WRITING, lambda store: store.acquire(), None)
         try:
@@ -116,8 +114,7 @@ class Cache:
         self.attempt(WRITING, lambda store: store.release(), False)
 
     def settle(self) -> None:
-        """Ends a look: notes what works again. Where no write failed in it, takes the lock, to see
-        whether that works."""
+        """Ends a look, and tells what works again: of writing, by taking the lock once more."""
         if WRITING in self._causes and WRITING not in self._failed:
             with self.lock():
                 pass
@@ -127,9 +124,8 @@ class Cache:
             self._causes = {}
         self._causes, self._failed, self._asked = self._causes | self._failed, {}, False
 
-    def attempt(self, what: Text, call: Call, otherwise: Any, *, sent: str = "") -> Any:
-        """What the call gives, or `otherwise`. Logs when trouble begins, without what was `sent`,
-        which Redis or a proxy may repeat."""
+    def attempt(self, what: Text, call: Call[T], otherwise: T, *, sent: str = "") -> T:
+        """What the call gives, or `otherwise`. No log line shows what was `sent`."""
         if self._store is None or self.is_left_alone:
             return otherwise
         self._attempting = self._asked = True
@@ -149,7 +145,6 @@ class Cache:
         if what == REACHING:
             self._left_alone_until = self.clock() + self._settings.limits.redis_pause
         if what not in self._causes | self._failed:
-            text = "%s at %s fails, going on without: %s. What to do: %s"
-            place = self._settings.redis.place
-            log.warning(text, what, place, cause, redis_advice(cause).both)
+            shown = (what, self._settings.redis.place, cause, redis_advice(cause).both)
+            log.warning("%s at %s fails, going on without: %s. What to do: %s", *shown)
         self._failed[what] = cause

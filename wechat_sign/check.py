@@ -139,7 +139,8 @@ def _redis(settings: Settings, cache: Cache, how: str) -> Finding:
     for trouble in cache.trouble:
         text = Text("{place}, {what}", place=place, what=trouble)
         return Finding("Redis", False, text, redis_advice(trouble))
-    for key, problem in cache.attempt(READING, lambda store: store.unusable, {}).items():
+    unusable = cache.attempt(READING, lambda store: store.unusable, dict[str, str]())
+    for key, problem in unusable.items():
         text = Text("the key {key} {problem}", key=key, problem=problem)
         return Finding("Redis", False, text, redis_advice(problem))
     if url is not None and url.kind == "sentinel":
@@ -160,7 +161,7 @@ def _where(settings: Settings, cache: Cache) -> str:
             return f"{node.host}:{node.port}"
         return "{}:{}".format(*client.connection_pool.get_master_address())
 
-    return str(cache.attempt(READING, host_and_port, ""))
+    return cache.attempt(READING, host_and_port, "")
 
 
 def _lock(cache: Cache) -> Text:

@@ -126,8 +126,7 @@ class JsapiTickets:
             now = self.clock()
             ticket = self.known.usable(now)
             self._look_at = now + pause_after(self.known, now, self._limits)
-            left = ticket.usable_until - now if ticket is not None else 0
-            log.debug("looked for the ticket in %.3f s: usable for %d s", now - began, left)
+            log.debug("looked for the ticket in %.3f s", now - began)
             if ticket is not None or now < self.known.quiet_until or now >= end:
                 return self.known
             await asyncio.sleep(self._limits.lock_wait)
