@@ -62,12 +62,6 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             item.add_marker(pytest.mark.xdist_group(min(shared)))
 
 
-@pytest.fixture
-def mutations() -> int:
-    """How many answers of WeChat are mutated."""
-    return 500
-
-
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     server = RedisServer()

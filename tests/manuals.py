@@ -18,14 +18,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
-import requests
-from harness import PATIENCE, ROOT, Sandbox, eventually
+from harness import PATIENCE, ROOT, Sandbox, eventually, fetch
 
 MANUALS = ("README.md", ".github/README.zh-CN.md")
 DEPLOYS = (".github/DEPLOY.md", ".github/DEPLOY.zh-CN.md")
@@ -34,7 +34,6 @@ ENGLISH, CHINESE = (
     for names in zip(MANUALS, DEPLOYS, strict=True)
 )
 """README and DEPLOY, as they are read."""
-URL = "http://127.0.0.1:8060"
 MACHINE = "useradd() { echo $*; }; systemctl() { echo $*; }; chown() { [ -e $2 ]; }; "
 MACHINE += 'userdel() { echo $*; }; runuser() { shift 3; "$@"; }'
 """What only a whole machine has, for a shell."""
@@ -42,7 +41,7 @@ MACHINE += 'userdel() { echo $*; }; runuser() { shift 3; "$@"; }'
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a manual."""
+    """A fenced block of a manual; its `code` is without comments, but for one that names a file."""
 
     indent: int
     language: str
@@ -50,7 +49,6 @@ class Block:
 
     @property
     def code(self) -> str:
-        """Without comments, but for one that names a file."""
         return re.sub(r"(?m)^ *#(?! /).*\n", "", self.text)
 
 
@@ -141,18 +139,18 @@ class Reader:
         """In a terminal of its own, until it is stopped."""
         self.stop()
         command = command.replace(".venv/bin/python server.py", "exec .venv/bin/python server.py")
-        quiet = subprocess.DEVNULL
         shell = self._shell(command)
-        self._server = subprocess.Popen(shell, cwd=self.clone, stdout=quiet, stderr=quiet)
-        eventually("it answers", self._answers, patience=120)
+        quiet = subprocess.DEVNULL
+        running = subprocess.Popen(shell, cwd=self.clone, stdout=quiet, stderr=quiet)
+        self._server = running
 
-    def _answers(self) -> bool:
-        assert self._server is not None
-        assert self._server.poll() is None, f"it ended with status {self._server.returncode}"
-        try:
-            return requests.get(f"{URL}/healthz", timeout=PATIENCE).status_code == 200
-        except OSError:
+        def answers() -> bool:
+            assert running.poll() is None, f"it ended with status {running.returncode}"
+            with suppress(OSError):
+                return fetch("http://127.0.0.1:8060/healthz")[0] == 200
             return False
+
+        eventually("it answers", answers, patience=120)
 
     def stop(self) -> None:
         if self._server is not None:
@@ -170,14 +168,9 @@ class Reader:
     def _fill_in(self) -> None:
         """As the manual says; beside it the stand-in, which no reader has, and loopback alone."""
         ini = self.clone / "config.ini"
-        text = ini.read_text(encoding="utf-8")
-        for option, value in {
-            "appid": self._wechat.appid,
-            "secret": self._wechat.secret,
-            "api": self._wechat.url,
-            "host": "",
-            "address": "127.0.0.1",
-        }.items():
+        text, values = ini.read_text(encoding="utf-8"), {"host": "", "address": "127.0.0.1"}
+        values |= {"appid": self._wechat.appid, "secret": self._wechat.secret}
+        for option, value in {**values, "api": self._wechat.url}.items():
             text, found = re.subn(f"(?m)^{option} =.*$", f"{option} = {value}", text)
             assert found == 1, option
         ini.write_text(text, encoding="utf-8")

@@ -30,7 +30,6 @@ from wechat_sign.tickets import pause_after
 
 NOW = 1000.0
 STATES = {
-    "none": None,
     "over": (NOW - 100, NOW, NOW - 600),
     "due": (NOW + 400, NOW + 500, NOW),
     "due, lasts longer": (NOW + 500, NOW + 600, NOW),
@@ -42,13 +41,8 @@ LASTS = {"due": 1, "fresh": 2, "due, lasts longer": 3, "fresh, lasts longer": 4}
 """Which of two lasts longer."""
 
 
-def credential(value: str, state: str, *, in_redis: bool) -> Credential | None:
-    moments = STATES[state]
-    return Credential(value, *moments, in_redis=in_redis) if moments else None
-
-
 @pytest.mark.parametrize("was_in_redis", [True, False])
-@pytest.mark.parametrize(("held", "found"), list(product(STATES, STATES)))
+@pytest.mark.parametrize(("held", "found"), list(product(["none", *STATES], repeat=2)))
 def test_which_ticket_serves_and_whether_wechat_is_asked(
     held: str, found: str, was_in_redis: bool
 ) -> None:
@@ -63,17 +57,15 @@ def test_which_ticket_serves_and_whether_wechat_is_asked(
     else:
         lasts_longer = there and LASTS[found] >= LASTS[held]
         expected = ("found" if lasts_longer else "held", True)
-    ours = credential("held", held, in_redis=was_in_redis)
-    theirs = credential("found", found, in_redis=True)
+    ours = Credential("held", *STATES[held], in_redis=was_in_redis) if held in STATES else None
+    theirs = Credential("found", *STATES[found], in_redis=True) if found in STATES else None
     serves, asks = decide(NOW, ours, theirs)
     assert (serves.value if serves else None, asks) == expected
 
 
 @pytest.mark.parametrize(("held", "found"), list(product(LASTS, LASTS)))
 def test_the_same_ticket_lives_as_long_as_it_was_known_to(held: str, found: str) -> None:
-    ours, theirs = (credential("t", state, in_redis=True) for state in (held, found))
-    assert ours is not None
-    assert theirs is not None
+    ours, theirs = (Credential("t", *STATES[state], in_redis=True) for state in (held, found))
     serves, asks = decide(NOW, ours, theirs)
     assert serves is not None
     assert serves.usable_until == max(ours.usable_until, theirs.usable_until)
@@ -103,41 +95,27 @@ def test_which_access_token_is_used(
     assert (token.value if token else None) == used
 
 
-@pytest.mark.parametrize("backs_off", [False, True])
 @pytest.mark.parametrize(
-    ("moments", "pauses"),
+    ("ticket", "pause", "while_it_backs_off"),
     [
-        (None, (0.5, 0.5)),
-        ((NOW - 100, NOW, NOW), (0.5, 0.5)),  # over
-        ((NOW + 7100, NOW + 7200, NOW + 600), (10, 10)),
-        ((NOW + 3, NOW + 103, NOW + 3), (3, 3)),
-        ((NOW + 0.1, NOW + 100, NOW + 0.1), (0.5, 0.5)),
-        ((NOW + 7100, NOW + 7200, NOW), (0.5, 10)),  # due
-        ((NOW - 97, NOW + 3, NOW), (0.5, 3)),
+        (None, 0.5, 0.5),
+        (Credential("over", NOW - 100, NOW, NOW), 0.5, 0.5),
+        (Credential("fresh", NOW + 7100, NOW + 7200, NOW + 600), 10, 10),
+        (Credential("fresh", NOW + 3, NOW + 103, NOW + 3), 3, 3),
+        (Credential("fresh", NOW + 0.1, NOW + 100, NOW + 0.1), 0.5, 0.5),
+        (Credential("due", NOW + 7100, NOW + 7200, NOW), 0.5, 10),
+        (Credential("due", NOW - 97, NOW + 3, NOW), 0.5, 3),
     ],
 )
 def test_how_long_it_is_to_the_next_look(
-    moments: tuple[float, float, float] | None, pauses: tuple[float, float], backs_off: bool
+    ticket: Credential | None, pause: float, while_it_backs_off: float
 ) -> None:
-    ticket = Credential("t", *moments) if moments else None
-    known = Known(ticket, quiet_until=NOW + 60 if backs_off else NOW)
-    assert pause_after(known, NOW, Limits()) == pytest.approx(pauses[backs_off])
+    for quiet_until, expected in ((NOW, pause), (NOW + 60, while_it_backs_off)):
+        known = Known(ticket, quiet_until=quiet_until)
+        assert pause_after(known, NOW, Limits()) == pytest.approx(expected)
 
 
 # What stands under the keys.
-
-
-def test_redis_holds_plain_strings_with_an_expiry_and_the_marker_a_digest(
-    wechat: Sandbox, redis_server: RedisServer
-) -> None:
-    instance_for(wechat, redis_server).look()
-    assert redis_server.run("GET", TICKET_KEY) == wechat.ticket
-    assert redis_server.run("GET", TOKEN_KEY) in wechat.issued
-    for key in (TICKET_KEY, TOKEN_KEY):
-        assert 7_090_000 < redis_server.run("PTTL", key) <= 7_100_000
-    assert redis_server.run("GET", CHECKED_KEY) == marker(wechat.ticket)
-    assert 590_000 < redis_server.run("PTTL", CHECKED_KEY) <= 600_000
-    assert redis_server.run("DBSIZE") == 3
 
 
 def test_another_instance_reads_value_life_and_freshness(
@@ -155,13 +133,17 @@ def test_another_instance_reads_value_life_and_freshness(
 NAMED: dict[str, Any] = {"access_token_key": "wx:token", "jsapi_ticket_key": "wx:ticket"}
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+
+
 @pytest.mark.parametrize(
-    ("shape", "command", "value"),
+    ("shape", "command"),
     [
-        ("a PHP-serialised value", "SET", ['s:9:"s3cr3t-xx";']),
-        ("JSON without a credential", "SET", ['{"appid": "s3cr3t xx"}']),
-        ("text that is no credential", "SET", ["s3cr3t xx\n"]),
-        ("no string", "HSET", ["ticket", "s3cr3t"]),
+        ("a PHP-serialised value", ("SET", 's:9:"s3cr3t-xx";')),
+        ("JSON without a credential", ("SET", '{"appid": "s3cr3t xx"}')),
+        ("text that is no credential", ("SET", "s3cr3t xx\n")),
+        ("no string", ("HSET", "ticket", "s3cr3t")),
     ],
 )
 @pytest.mark.parametrize("key", NAMED.values())
@@ -172,20 +154,18 @@ def test_what_another_program_keeps_under_a_named_key_is_never_overwritten(
     caplog: pytest.LogCaptureFixture,
     key: str,
     shape: str,
-    command: str,
-    value: list[str],
+    command: tuple[str, ...],
 ) -> None:
-    redis_server.run(command, key, *value)
+    redis_server.run(command[0], key, *command[1:])
+    reading = {"SET": "GET", "HSET": "HGETALL"}[command[0]]
+    kept = redis_server.run(reading, key)
     one = instance_for(wechat, redis_server, clock=clock, **NAMED)
     for _ in range(5):
         assert one.look() == wechat.ticket
         clock.advance(601)
-    kept = (
-        redis_server.run("HGET", key, "ticket") if len(value) > 1 else redis_server.run("GET", key)
-    )
-    assert kept == value[-1]
-    [warning] = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert f"the Redis key {key} holds {shape}" in warning.getMessage()
+    assert redis_server.run(reading, key) == kept
+    [warning] = warnings(caplog)
+    assert f"the Redis key {key} holds {shape}" in warning
     assert "s3cr3t" not in caplog.text
     assert wechat.calls["token"] == 1
 
@@ -218,7 +198,7 @@ def test_a_credential_in_json_is_read_and_left_alone(
         clock.advance(601)
     assert redis_server.run("GET", key) == text
     assert wechat.calls["token"] == (0 if named == "access_token_key" else 1)
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert warnings(caplog) == []
 
 
 def test_a_plain_string_of_another_program_under_a_named_key_is_replaced_once_it_is_due(
@@ -314,13 +294,12 @@ def test_one_instance_at_a_time_holds_the_lock_and_ends_no_others(
     assert not redis_server.run("EXISTS", LOCK_KEY)
 
 
-@pytest.mark.parametrize("command", ["SET", "RPUSH"])
-def test_a_lock_without_an_expiry_gets_one(
-    wechat: Sandbox, redis_server: RedisServer, command: str
-) -> None:
-    redis_server.run(command, LOCK_KEY, "another's")
-    assert not is_free(instance_for(wechat, redis_server))
-    assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
+def test_a_lock_without_an_expiry_gets_one(wechat: Sandbox, redis_server: RedisServer) -> None:
+    for command in ("SET", "RPUSH"):
+        redis_server.run("DEL", LOCK_KEY)
+        redis_server.run(command, LOCK_KEY, "another's")
+        assert not is_free(instance_for(wechat, redis_server))
+        assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
 
 
 def test_a_lock_that_was_got_without_knowing_it_is_ones_own(

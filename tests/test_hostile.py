@@ -31,6 +31,7 @@ from harness import (
     Start,
     assert_no_credential,
     eventually,
+    in_a_loop,
     instance_for,
     tickets_for,
     write_ini,
@@ -38,13 +39,7 @@ from harness import (
 from topologies import Certificates
 
 from wechat_sign.credentials import WeChat
-from wechat_sign.errors import (
-    LookHangs,
-    SigningError,
-    Unexpected,
-    WeChatRefused,
-    WeChatUnreachable,
-)
+from wechat_sign.errors import LookHangs, SigningError, Unexpected, WeChatRefused, WeChatUnreachable
 from wechat_sign.settings import Limits, WeChatSettings, load_settings
 from wechat_sign.tickets import JsapiTickets
 
@@ -56,7 +51,7 @@ class Impostor(socketserver.ThreadingTCPServer):
 
     request_queue_size = 128
 
-    def __init__(self, behave: Callable[[socket.socket], None]) -> None:
+    def __init__(self, behave: Callable[[socket.socket], object]) -> None:
         super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
         self.behave = behave
         self.over = threading.Event()
@@ -104,9 +99,16 @@ DRIPPED = {
 }
 
 
-def ask(url: str, timeout: float = TIMEOUT) -> None:
-    account = {"appid": "wx1", "secret": "s3cr3t", "token_api": "token"}
-    WeChat(WeChatSettings(**account, api=url, timeout=timeout)).fetch_access_token()
+def answered(connection: socket.socket, answer: bytes) -> bytes:
+    """What was asked, once the answer is sent."""
+    asked = connection.recv(65536)
+    connection.sendall(answer)
+    return asked
+
+
+def ask(url: str) -> None:
+    account = WeChatSettings(appid="wx1", secret="s3cr3t", api=url, timeout=PATIENCE)
+    WeChat(account).fetch_access_token()
 
 
 def looking(tickets: JsapiTickets, scenario: Callable[[JsapiTickets], Awaitable[None]]) -> None:
@@ -126,8 +128,7 @@ def test_whatever_part_of_an_answer_drips_a_look_has_an_end_and_so_has_the_next(
     head, dripped = DRIPPED[part]
 
     def behave(connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.sendall(head)
+        answered(connection, head)
         hostile.drip(connection, dripped)
 
     async def scenario(tickets: JsapiTickets) -> None:
@@ -151,13 +152,9 @@ def test_no_cookie_is_kept_and_an_odd_one_puts_no_traceback_into_the_log(
 ) -> None:
     """What answers in WeChat's place, a captive portal for one, may set as many as it likes."""
     asked: list[bytes] = []
-
-    def behave(connection: socket.socket) -> None:
-        asked.append(connection.recv(65536))
-        odd = b"Set-Cookie: a=b\r\nSet-Cookie: \xff=;;=\r\nSet-Cookie: a=b; Max-Age=" + b"9" * 500
-        connection.sendall(OK + odd + b"\r\nContent-Length: 2\r\n\r\n{}")
-
-    with Impostor(behave) as portal:
+    odd = b"Set-Cookie: a=b\r\nSet-Cookie: \xff=;;=\r\nSet-Cookie: a=b; Max-Age=" + b"9" * 500
+    answer = OK + odd + b"\r\nContent-Length: 2\r\n\r\n{}"
+    with Impostor(lambda connection: asked.append(answered(connection, answer))) as portal:
         wechat.url = portal.url
         running = start()
         eventually("it asks again", lambda: len(asked) > 1)
@@ -183,8 +180,7 @@ def test_an_answer_without_end_is_not_read(first: bytes, kind: str) -> None:
     poured = threading.Event()
 
     def behave(connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.sendall(first + head)
+        answered(connection, first + head)
         try:
             while not wechat.over.is_set():
                 connection.sendall(block)
@@ -193,7 +189,7 @@ def test_an_answer_without_end_is_not_read(first: bytes, kind: str) -> None:
 
     with Impostor(behave) as wechat:
         with pytest.raises(WeChatUnreachable, match=r"HTTP|ContentDecodingError"):
-            ask(wechat.url, timeout=PATIENCE)
+            ask(wechat.url)
         assert poured.wait(PATIENCE)  # it was cut off
 
 
@@ -203,13 +199,8 @@ def test_netrc_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     asked: list[bytes] = []
-
-    def behave(connection: socket.socket) -> None:
-        asked.append(connection.recv(65536))
-        connection.sendall(GOOD)
-
-    with Impostor(behave) as other:
-        ask(other.url, PATIENCE)
+    with Impostor(lambda connection: asked.append(answered(connection, GOOD))) as other:
+        ask(other.url)
     assert b"authorization:" not in asked[0].lower()
 
 
@@ -233,19 +224,13 @@ def mutated(answer: bytes, chance: random.Random) -> bytes:
 
 
 def test_no_answer_raises_what_is_not_foreseen_or_is_asked_for_again_too_soon(
-    wechat: Sandbox, clock: MovedClock, mutations: int, caplog: pytest.LogCaptureFixture
+    wechat: Sandbox, clock: MovedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     chance = random.Random(12)
-    answer = b""
-
-    def behave(connection: socket.socket) -> None:
-        connection.recv(65536)
-        connection.sendall(answer)
-
     got = 0
-    with Impostor(behave) as hostile:
+    with Impostor(lambda connection: answered(connection, answer)) as hostile:
         wechat.url = hostile.url
-        for _ in range(mutations):
+        for _ in range(500):
             instance = instance_for(wechat, clock=clock, timeout=PATIENCE)
             answer = mutated(GOOD, chance)
             try:
@@ -258,7 +243,7 @@ def test_no_answer_raises_what_is_not_foreseen_or_is_asked_for_again_too_soon(
                 with pytest.raises(type(error)):
                     instance.look()
                 assert len(hostile.seen) == before
-    assert mutations / 10 < got < mutations / 2
+    assert 50 < got < 250
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
@@ -292,10 +277,7 @@ def test_an_unforeseen_error_backs_off_and_costs_no_page_that_has_a_ticket(
 NONSENSE = {
     "a number that is none": b":abc\r\n",
     "nested arrays without an end": b"*1\r\n" * 3000,
-    "a length that is none": b"$x\r\n",
     "HTTP": b"HTTP/1.1 400 Bad Request\r\n\r\n",
-    "binary": bytes(range(256)),
-    "OK to all": b"+OK\r\n" * 20,
     "a word to all": b"+s3cr3t\r\n" * 20,
     "nothing to all": b"$-1\r\n" * 20,
     "empty arrays": b"*0\r\n" * 20,
@@ -314,9 +296,8 @@ def test_a_redis_that_answers_nonsense_is_done_without(
             connection.sendall(NONSENSE[reply])
 
     with Impostor(behave) as hostile:
-        limits = Limits(redis_timeout=TIMEOUT)
-        port = hostile.port
-        instance = instance_for(wechat, host="127.0.0.1", port=port, clock=clock, limits=limits)
+        where: dict[str, Any] = {"host": "127.0.0.1", "port": hostile.port}
+        instance = instance_for(wechat, clock=clock, limits=Limits(redis_timeout=TIMEOUT), **where)
         for look in range(1, 4):
             assert instance.look() == wechat.ticket
             assert instance.state in ("unreachable", "failing")
@@ -333,7 +314,7 @@ def test_a_redis_that_drips_is_left_behind_and_a_later_look_finds_it_well_again(
     wechat: Sandbox, clock: MovedClock
 ) -> None:
     def behave(connection: socket.socket) -> None:
-        connection.recv(65536)
+        answered(connection, b"")
         hostile.drip(connection, b"$8000\r\n" + b"x" * 8000)
 
     async def scenario(tickets: JsapiTickets) -> None:
@@ -415,13 +396,17 @@ def test_while_too_many_looks_hang_no_other_begins(
     looking(tickets_for(wechat, clock=clock, timeout=0.1, limits=limits), scenario)
 
 
+EMPTY = {b"AUTH": b"+OK\r\n", b"GETRANGE": b"$0\r\n\r\n", b"PTTL": b":-2\r\n", b":lock": b"+OK\r\n"}
+
+
+@pytest.mark.parametrize("known", [{}, EMPTY])
 def test_what_redis_repeats_of_what_it_was_sent_is_not_shown(
-    wechat: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    wechat: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture, known: dict[bytes, bytes]
 ) -> None:
     def behave(connection: socket.socket) -> None:
         for asked in iter(lambda: connection.recv(65536), b""):
-            words = asked.replace(b"\r\n", b" ")
-            connection.sendall(b"-ERR bad request: %b\r\n" % words * 10)
+            repeated = b"-ERR bad request: %b\r\n" % asked.replace(b"\r\n", b" ") * 9
+            connection.sendall(next((known[word] for word in known if word in asked), repeated))
 
     with Impostor(behave) as talkative:
         url = f"url = redis://:hunter2%2Fhunter2@127.0.0.1:{talkative.port}"
@@ -442,7 +427,7 @@ def test_nothing_is_sent_to_a_host_whose_certificate_is_not_right(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch, name: str, words: str
 ) -> None:
     asked: list[bytes] = []
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificates.path(f"{name}.pem"), certificates.path(f"{name}.key"))
 
     def behave(connection: socket.socket) -> None:
@@ -453,37 +438,29 @@ def test_nothing_is_sent_to_a_host_whose_certificate_is_not_right(
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates.path("ca.pem")))
     cause = rf"SSLError/SSLCertVerificationError \(({words})"
     with Impostor(behave) as other, pytest.raises(WeChatUnreachable, match=cause):
-        ask(other.url.replace("http:", "https:"), PATIENCE)
+        ask(other.url.replace("http:", "https:"))
     assert b"".join(asked) == b""
-
-
-def test_a_ca_bundle_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/file")
     with pytest.raises(WeChatUnreachable, match="/no/such/file"):
         ask("https://127.0.0.1:1")
 
 
-def test_where_no_thread_can_be_started_pages_are_told_and_it_is_tried_again(
-    wechat: Sandbox,
-    clock: MovedClock,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+@in_a_loop
+async def test_where_no_thread_can_be_started_pages_are_told_and_it_is_tried_again(
+    wechat: Sandbox, clock: MovedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    async def scenario() -> None:
-        tickets, interval = tickets_for(wechat, clock=clock), Limits().look_interval
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refuse)
-            for _ in range(20):
-                with pytest.raises(Unexpected, match="RuntimeError"):
-                    await tickets.current()
-                clock.advance(interval / 25)
-        records = [one for one in caplog.records if one.levelno >= logging.WARNING]
-        assert 1 <= len(records) <= 4  # 1 s, then 2 and 4 and 8
-        assert not [one for one in records if one.exc_info]
-        clock.advance(interval)
-        assert await tickets.current() == wechat.ticket
-
-    asyncio.run(scenario())
+    tickets, interval = tickets_for(wechat, clock=clock), Limits().look_interval
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(20):
+            with pytest.raises(Unexpected, match="RuntimeError"):
+                await tickets.current()
+            clock.advance(interval / 25)
+    records = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert 1 <= len(records) <= 4  # 1 s, then 2 and 4 and 8
+    assert not [one for one in records if one.exc_info]
+    clock.advance(interval)
+    assert await tickets.current() == wechat.ticket

@@ -268,8 +268,7 @@ def test_what_is_given_as_one_redis_and_is_none_is_told(
     if given == "cluster":
         node = request.getfixturevalue("cluster").masters[0]
     else:
-        config = ["sentinel monitor wechat 127.0.0.1 1 1"]
-        node = started(RedisServer("--sentinel", config=config))
+        node = started(RedisServer("--sentinel", config="sentinel monitor wechat 127.0.0.1 1 1\n"))
     lines = ["[redis]", f"url = redis://127.0.0.1:{node.port}"]
     running = start(*lines)
     assert_signs(running, wechat)

@@ -27,24 +27,22 @@ class Sentinels:
         self._stack = ExitStack()
         with ExitStack() as undo:
             undo.callback(self.stop)
-            options = ("--repl-diskless-sync-delay", "0")
-            self.nodes = [self._started(RedisServer(*options)) for _ in range(3)]
+            self.nodes = [self._started("--repl-diskless-sync-delay", "0") for _ in range(3)]
             for replica in self.nodes[1:]:
                 replica.run("REPLICAOF", "127.0.0.1", self.nodes[0].port)
             for replica in self.nodes[1:]:
                 eventually("the replica is linked", lambda at=replica: is_linked(at))  # type: ignore[misc]
-            config = [
-                f"sentinel monitor {self.service} 127.0.0.1 {self.nodes[0].port} 2",
-                f"sentinel down-after-milliseconds {self.service} 1500",
-                f"sentinel failover-timeout {self.service} 2000",
-            ]
-            self.sentinels = [
-                self._started(RedisServer("--sentinel", config=config)) for _ in range(3)
-            ]
+            config = f"""
+                sentinel monitor {self.service} 127.0.0.1 {self.nodes[0].port} 2
+                sentinel down-after-milliseconds {self.service} 1500
+                sentinel failover-timeout {self.service} 2000
+            """
+            self.sentinels = [self._started("--sentinel", config=config) for _ in range(3)]
             self.wait_until_well()
             undo.pop_all()
 
-    def _started(self, server: RedisServer) -> RedisServer:
+    def _started(self, *options: str, config: str = "") -> RedisServer:
+        server = RedisServer(*options, config=config)
         self._stack.callback(server.stop)
         return server
 
@@ -129,7 +127,7 @@ class ClusterOfThree:
         options += ["--cluster-require-full-coverage", "no"]
         with ExitStack() as undo:
             undo.callback(self.stop)
-            self.masters = []
+            self.masters: list[RedisServer] = []
             for number in range(3):
                 master = RedisServer(*options, port=port if number == 2 else 0)
                 self._stack.callback(master.stop)
@@ -144,12 +142,8 @@ class ClusterOfThree:
 
     def _is_well(self) -> bool:
         """Whether all three know all of it."""
-        for master in self.masters:
-            about = master.run("CLUSTER INFO")
-            known = about["cluster_state"], about["cluster_slots_ok"], about["cluster_known_nodes"]
-            if known != ("ok", str(SLOTS), "3"):
-                return False
-        return True
+        well = {"cluster_state": "ok", "cluster_slots_ok": str(SLOTS), "cluster_known_nodes": "3"}
+        return all(well.items() <= one.run("CLUSTER INFO").items() for one in self.masters)
 
     @property
     def url(self) -> str:
@@ -158,9 +152,7 @@ class ClusterOfThree:
 
     def master_of(self, key: str) -> RedisServer:
         slot = self.masters[0].run("CLUSTER", "KEYSLOT", key)
-        return next(
-            master for number, master in enumerate(self.masters) if slot < (number + 1) * SLOTS // 3
-        )
+        return self.masters[sum(slot >= end * SLOTS // 3 for end in (1, 2))]
 
     def stop(self) -> None:
         self._stack.close()
@@ -223,17 +215,11 @@ class Twemproxy:
     def __init__(self, backends: Sequence[RedisServer]) -> None:
         self.port = free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="nutcracker-")
-        lines = [
-            "shared:",
-            f"  listen: 127.0.0.1:{self.port}",
-            "  redis: true",
-            "  hash: fnv1a_64",
-            "  distribution: modula",
-            "  timeout: 1000",
-            "  servers:",
-            *(f"   - 127.0.0.1:{backend.port}:1" for backend in backends),
-        ]
-        (Path(self._folder.name) / "nutcracker.yml").write_text("\n".join([*lines, ""]))
+        servers = "".join(f"\n   - 127.0.0.1:{backend.port}:1" for backend in backends)
+        (Path(self._folder.name) / "nutcracker.yml").write_text(
+            f"shared:\n  listen: 127.0.0.1:{self.port}\n  redis: true\n  timeout: 1000\n"
+            f"  hash: fnv1a_64\n  distribution: modula\n  servers:{servers}\n"
+        )
         command = [twemproxy_binary(), "-c", "nutcracker.yml", "-o", "log", "-p", "pid"]
         command += ["-a", "127.0.0.1", "-s", str(free_port())]
         self._process = subprocess.Popen(command, cwd=self._folder.name)
