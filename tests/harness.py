@@ -39,7 +39,7 @@ from wechat_sign import sandbox
 from wechat_sign.cache import Cache
 from wechat_sign.clock import Clock
 from wechat_sign.credentials import Credential, WeChat
-from wechat_sign.errors import LockedElsewhere, SigningError
+from wechat_sign.errors import LockedElsewhere
 from wechat_sign.renewal import Known, Renewal
 from wechat_sign.settings import Limits, RedisSettings, Settings, WeChatSettings
 from wechat_sign.tickets import JsapiTickets
@@ -477,18 +477,16 @@ class Instance:
     def __init__(
         self, settings: Settings, clock: Clock | None = None, held: Credential | None = None
     ) -> None:
-        self._cache = Cache(settings, clock)
-        self._renewal = Renewal(WeChat(settings.wechat), self._cache, settings)
-        self._known = Known(held)
-        self.lock = self._cache.lock
-        """Gives until when the lock is this instance's; None where it is another's."""
+        self.cache = Cache(settings, clock)
+        self.known = Known(held)
+        self._renewal = Renewal(WeChat(settings.wechat), self.cache, settings)
 
     def look(self) -> str:
         """One look: the ticket that pages get then. Raises SigningError where there is none."""
-        self._known = self._renewal.look_up(self._known)
-        ticket = self._known.usable(self._renewal.clock())
+        self.known = self._renewal.look_up(self.known)
+        ticket = self.known.usable(self.cache.clock())
         if ticket is None:
-            raise self._known.error or LockedElsewhere()
+            raise self.known.error or LockedElsewhere()
         return ticket.value
 
     def looks(self, number: int) -> str:
@@ -497,29 +495,18 @@ class Instance:
 
     @property
     def ticket(self) -> Credential:
-        """The one held."""
-        assert self._known.ticket is not None
-        return self._known.ticket
-
-    @property
-    def error(self) -> SigningError | None:
-        """What last went wrong with WeChat."""
-        return self._known.error
+        assert self.known.ticket is not None
+        return self.known.ticket
 
     @property
     def pause(self) -> float:
         """Seconds for which WeChat is left alone."""
-        return self._known.quiet_until - self._renewal.clock()
-
-    @property
-    def state(self) -> str:
-        """Whether credentials are shared, as /healthz says it."""
-        return self._cache.state
+        return self.known.quiet_until - self.cache.clock()
 
     @property
     def trouble(self) -> str:
         """What does not work about Redis."""
-        return "; ".join(self._cache.trouble)
+        return "; ".join(self.cache.trouble)
 
 
 def instance_for(

@@ -235,7 +235,7 @@ def test_a_name_that_can_be_no_hosts_is_a_redis_that_is_not_reached(
 ) -> None:
     one = instance_for(wechat, host=host)
     assert one.look() == wechat.ticket
-    assert one.state == "unreachable"
+    assert one.cache.state == "unreachable"
 
 
 def test_a_right_that_is_missing_for_one_key_is_warned_of_once(
@@ -246,7 +246,7 @@ def test_a_right_that_is_missing_for_one_key_is_warned_of_once(
     one = instance_for(wechat, redis_server, username="reader", password="s3cr3t", **NAMED)
     one.looks(5)
     redis_server.run("ACL", "DELUSER", "reader")
-    assert one.state == "failing"
+    assert one.cache.state == "failing"
     assert caplog.text.count("writing to Redis at") == 1
     assert "works again" not in caplog.text
 
@@ -272,7 +272,7 @@ def test_a_redis_that_hangs_is_left_alone_for_a_while(
 
 
 def is_free(one: Instance) -> bool:
-    with one.lock() as lease_over:
+    with one.cache.lock() as lease_over:
         return lease_over is not None
 
 
@@ -280,16 +280,15 @@ def test_one_instance_at_a_time_holds_the_lock_and_ends_no_others(
     wechat: Sandbox, redis_server: RedisServer
 ) -> None:
     one, other = (instance_for(wechat, redis_server) for _ in range(2))
-    with one.lock():
-        assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
+    with one.cache.lock():
         assert not is_free(other)
-        assert redis_server.run("EXISTS", LOCK_KEY)
+        assert 12 < redis_server.run("TTL", LOCK_KEY) <= 13
     assert not redis_server.run("EXISTS", LOCK_KEY)
-    with one.lock():
+    with one.cache.lock():
         redis_server.run("SET", LOCK_KEY, "another's", "EX", 100)
     assert redis_server.run("GET", LOCK_KEY) == "another's"
     redis_server.run("DEL", LOCK_KEY)
-    with pytest.raises(ValueError, match="wrong"), one.lock():
+    with pytest.raises(ValueError, match="wrong"), one.cache.lock():
         raise ValueError("wrong")
     assert not redis_server.run("EXISTS", LOCK_KEY)
 
@@ -308,14 +307,14 @@ def test_a_lock_that_was_got_without_knowing_it_is_ones_own(
     one = instance_for(wechat, own_redis, clock=clock, limits=Limits(redis_timeout=0.3))
     assert is_free(one)  # connected, so that only the lock's own command is lost
     own_redis.pause()
-    with one.lock() as lease_over:
+    with one.cache.lock() as lease_over:
         assert lease_over == clock.now  # it may ask, and write nothing
     own_redis.resume()
     eventually("Redis did it after all", lambda: own_redis.run("EXISTS", LOCK_KEY))
     assert not is_free(instance_for(wechat, own_redis))
     clock.advance(Limits().redis_pause)
     own_redis.run("PEXPIRE", LOCK_KEY, 5000)
-    with one.lock() as lease_over:
+    with one.cache.lock() as lease_over:
         assert lease_over is not None
         assert 0 < lease_over - clock.now <= 5  # what is left of it
     assert not own_redis.run("EXISTS", LOCK_KEY)

@@ -87,15 +87,13 @@ OK = b"HTTP/1.1 200 OK\r\n"
 FOUND = b"HTTP/1.1 302 Found\r\nLocation: http://\xd6\xd0/\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 DRIPPED = {
-    "status line": (b"", b"HTTP/1.1 200 " + b"O" * 60_000),
-    "header": (OK, b"X: " + b"x" * 60_000),
-    "headers": (OK, b"X: x\r\n"),
-    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "body": (OK + b"Content-Length: 8000\r\n\r\n", b" "),
-    "chunk size": (OK + CHUNKED, b"0" * 60_000),
-    "chunks": (OK + CHUNKED, b"1\r\n \r\n"),
-    "trailer": (OK + CHUNKED + b"2\r\n{}\r\n0\r\n", b"X: x\r\n"),
-    "redirect's body": (FOUND + b"Content-Length: 8000\r\n\r\n", b" "),
+    "status line": (b"", b"HTTP/1.1 200 " + b"O" * 60_000, LookHangs),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", LookHangs),
+    "headers": (OK, b"X: x\r\n", LookHangs),
+    "trailer": (OK + CHUNKED + b"2\r\n{}\r\n0\r\n", b"X: x\r\n", LookHangs),
+    "body": (OK + b"Content-Length: 8000\r\n\r\n", b" ", WeChatUnreachable),
+    "chunks": (OK + CHUNKED, b"1\r\n \r\n", WeChatUnreachable),
+    "redirect's body": (FOUND + b"Content-Length: 8000\r\n\r\n", b" ", WeChatUnreachable),
 }
 
 
@@ -125,7 +123,7 @@ def looking(tickets: JsapiTickets, scenario: Callable[[JsapiTickets], Awaitable[
 
 @pytest.mark.parametrize("part", DRIPPED)
 def test_whatever_part_of_an_answer_drips_a_look_has_an_end_and_so_has_the_next(part: str) -> None:
-    head, dripped = DRIPPED[part]
+    head, dripped, error = DRIPPED[part]
 
     def behave(connection: socket.socket) -> None:
         answered(connection, head)
@@ -138,8 +136,6 @@ def test_whatever_part_of_an_answer_drips_a_look_has_an_end_and_so_has_the_next(
             clock.advance(60)
         hostile.server_close()
 
-    by_the_call_itself = part in ("body", "chunks", "redirect's body")
-    error = WeChatUnreachable if by_the_call_itself else LookHangs
     clock, limits = MovedClock(), Limits(lease_margin=0.1)
     with Impostor(behave) as hostile:
         wechat = Sandbox()
@@ -271,7 +267,7 @@ def test_an_unforeseen_error_backs_off_and_costs_no_page_that_has_a_ticket(
     monkeypatch.undo()
     clock.advance(instance.pause)
     assert instance.look() == wechat.ticket
-    assert instance.error is None
+    assert instance.known.error is None
 
 
 NONSENSE = {
@@ -300,7 +296,7 @@ def test_a_redis_that_answers_nonsense_is_done_without(
         instance = instance_for(wechat, clock=clock, limits=Limits(redis_timeout=TIMEOUT), **where)
         for look in range(1, 4):
             assert instance.look() == wechat.ticket
-            assert instance.state in ("unreachable", "failing")
+            assert instance.cache.state in ("unreachable", "failing")
             assert instance.trouble.isprintable()
             assert len(hostile.seen) >= look
             clock.advance(10)

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
@@ -34,7 +34,7 @@ from harness import (
     write_ini,
 )
 from manuals import ENGLISH
-from topologies import Certificates, ClusterOfThree, Sentinels, Twemproxy, twemproxy_binary
+from topologies import Certificates, ClusterOfThree, Sentinels, Twemproxy
 
 from wechat_sign.settings import Limits, load_settings
 
@@ -51,15 +51,13 @@ Started = Callable[[Any], Any]
 
 @dataclass
 class Kind:
-    """A Redis of some kind."""
+    """A Redis of some kind, the servers that keep the keys, what `--check` says of it, and how the
+    names of the keys begin."""
 
     url: str
     servers: list[RedisServer]
-    """Those that keep the keys, each its own."""
-    shown: list[str] = field(default_factory=list)
-    """What `--check` says of it."""
+    shown: tuple[str, ...] = ()
     keys: str = "wechat:wxsandbox:"
-    """How the names of the keys begin by default."""
 
     def run(self, command: str, name: str) -> Any:
         """On the server that has the key, or else on the first."""
@@ -117,8 +115,8 @@ def cluster(cluster_of_three: ClusterOfThree) -> Iterator[ClusterOfThree]:
         master.resume()
 
 
-def health(running: Server) -> str:
-    return str(fetch(f"{running.url}/healthz")[1]["cache"])
+def health(running: Server) -> Any:
+    return fetch(f"{running.url}/healthz")[1]["cache"]
 
 
 def warned(running: Server) -> list[str]:
@@ -129,9 +127,8 @@ def warned(running: Server) -> list[str]:
 
 def acl_of_manual() -> list[str]:
     """What the manual lets a user do, in words of `ACL SETUSER`."""
-    line = re.search(r"(?m)^ACL SETUSER signer on >PASSWORD (.+)$", ENGLISH)
-    assert line, "the manual has no line that begins with ACL SETUSER"
-    return line[1].replace("APPID", "wxsandbox").split()
+    [rules] = re.findall(r"(?m)^ACL SETUSER signer on >PASSWORD (.+)$", ENGLISH)
+    return str(rules).replace("APPID", "wxsandbox").split()
 
 
 # Every kind.
@@ -149,10 +146,10 @@ def kind(request: pytest.FixtureRequest, started: Started, tmp_path: Path) -> Ki
         case "TLS":
             certificates = request.getfixturevalue("certificates")
             server, port = tls_server(started, certificates)
-            return Kind(f"rediss://{at}:{port}?{certificates.query}", [server], [f"{at}:{port}"])
+            return Kind(f"rediss://{at}:{port}?{certificates.query}", [server], (f"{at}:{port}",))
         case "unix socket":
             path = str(tmp_path / "redis.sock")
-            return Kind(f"unix://{path}", [started(RedisServer("--unixsocket", path))], [path])
+            return Kind(f"unix://{path}", [started(RedisServer("--unixsocket", path))], (path,))
         case "password":
             server = started(RedisServer(password=PASSWORD))
             return Kind(f"redis://:{secret}@{at}:{server.port}", [server])
@@ -163,28 +160,24 @@ def kind(request: pytest.FixtureRequest, started: Started, tmp_path: Path) -> Ki
         case "Sentinel":
             sentinels: Sentinels = request.getfixturevalue("sentinels")
             primary = sentinels.primary
-            shown = ["Sentinel", sentinels.service, f"{at}:{primary.port}"]
+            shown = ("Sentinel", sentinels.service, f"{at}:{primary.port}")
             return Kind(sentinels.url, [primary], shown)
         case "Cluster":
             cluster: ClusterOfThree = request.getfixturevalue("cluster")
-            shown = ["Cluster", f"{at}:{cluster.master_of(IN_CLUSTER).port}"]
-            return Kind(cluster.url, cluster.masters, shown, keys=IN_CLUSTER)
+            where = f"{at}:{cluster.master_of(IN_CLUSTER).port}"
+            return Kind(cluster.url, cluster.masters, ("Cluster", where), IN_CLUSTER)
         case "renamed commands":
             away = ("EVAL", "EVALSHA", "SCRIPT", "MULTI", "WATCH")
             options = [word for name in away for word in ("--rename-command", name, "")]
             server = started(RedisServer(*options))
             return Kind(server.url, [server])
         case "twemproxy" | "twemproxy before two":
-            try:
-                twemproxy_binary()
-            except FileNotFoundError as missing:
-                unavailable(str(missing))
             backends = [started(RedisServer()) for _ in range(1 + ("two" in request.param))]
             proxy = started(Twemproxy(backends))
-            return Kind(f"redis://{at}:{proxy.port}", backends, [f"{at}:{proxy.port}"])
+            return Kind(f"redis://{at}:{proxy.port}", backends, (f"{at}:{proxy.port}",))
         case origin:
             server = started(RedisServer(binary=redis_binaries()[origin]))
-            return Kind(server.url, [server], [f"{at}:{server.port}"])
+            return Kind(server.url, [server], (f"{at}:{server.port}",))
 
 
 def tls_server(
@@ -211,9 +204,9 @@ def test_every_kind_is_shared_and_locked_and_says_so(
 
     instances = [instance(*ini) for _ in range(3)]
     assert instances[0].look() == wechat.ticket
-    with instances[0].lock():
+    with instances[0].cache.lock():
         assert 0 < kind.run("PTTL", "lock") <= 13_000
-        with instances[1].lock() as free:
+        with instances[1].cache.lock() as free:
             assert not free
     assert kind.keys + "lock" not in kind.names()
 
@@ -252,29 +245,19 @@ def test_a_certificate_for_another_host_is_refused(
     lines = [url] if by == "url" else ["host = 127.0.0.1", f"port = {port}", "tls = true"]
     one = instance("[redis]", *lines)
     assert one.look() == wechat.ticket
-    assert one.state == ("redis" if name == "server" else "unreachable")
+    assert one.cache.state == ("redis" if name == "server" else "unreachable")
     assert ("IP address mismatch" in one.trouble) is (name == "stranger")
 
 
 @pytest.mark.parametrize("given", ["cluster", "sentinel"])
 def test_what_is_given_as_one_redis_and_is_none_is_told(
-    request: pytest.FixtureRequest,
-    start: Start,
-    started: Started,
-    wechat: Sandbox,
-    tmp_path: Path,
-    given: str,
+    cluster: ClusterOfThree, started: Started, wechat: Sandbox, tmp_path: Path, given: str
 ) -> None:
-    if given == "cluster":
-        node = request.getfixturevalue("cluster").masters[0]
-    else:
+    node = cluster.masters[0]
+    if given == "sentinel":
         node = started(RedisServer("--sentinel", config="sentinel monitor wechat 127.0.0.1 1 1\n"))
-    lines = ["[redis]", f"url = redis://127.0.0.1:{node.port}"]
-    running = start(*lines)
-    assert_signs(running, wechat)
-    assert health(running) == "failing"
-    assert warned(running)
-    status, said = run_check(wechat, tmp_path / "check.ini", *lines)
+    url = f"url = redis://127.0.0.1:{node.port}"
+    status, said = run_check(wechat, tmp_path / "check.ini", "[redis]", url)
     assert status == 1
     assert "FAIL  Redis" in said
     assert f"redis+{given}://" in said
@@ -320,7 +303,7 @@ def assert_starts(one: Instance, wechat: Sandbox, state: str = "redis") -> None:
     began = time.monotonic()
     assert one.look() == wechat.ticket
     assert time.monotonic() - began < 5  # a second for what hangs, or two
-    assert one.state == state
+    assert one.cache.state == state
 
 
 @pytest.mark.parametrize("fault", ["killed", "hanging"])
@@ -397,7 +380,7 @@ def test_a_cluster_whose_nodes_are_all_replaced_is_found_again_by_a_later_host_o
     for one in 2 * instances:
         clock.advance(3)
         one.look()
-    assert [one.state for one in instances] == ["redis", "redis"]
+    assert [one.cache.state for one in instances] == ["redis", "redis"]
     assert owner.run("GET", IN_CLUSTER + "jsapi_ticket") == wechat.ticket
     assert wechat.calls == ONE_OF_EACH
 
@@ -413,7 +396,7 @@ def test_keys_that_are_named_may_be_on_two_masters_of_a_cluster(
     for _ in range(2):
         one = instance(*lines)
         assert one.look() == wechat.ticket
-        assert one.state == "redis"
+        assert one.cache.state == "redis"
     assert cluster.master_of(ticket).run("GET", ticket) == wechat.ticket
     assert cluster.master_of(token).run("EXISTS", token)
     assert wechat.calls == ONE_OF_EACH

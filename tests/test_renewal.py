@@ -239,7 +239,7 @@ def test_a_ticket_that_came_while_wechat_failed_serves(
     with waiting(one, wechat, "token", errcode=-1) as look:
         redis_server.put_ticket("theirs", 44)
     assert look.result() == "theirs"
-    assert isinstance(one.error, WeChatRefused)
+    assert isinstance(one.known.error, WeChatRefused)
 
 
 # Refused, and backing off.
@@ -274,7 +274,7 @@ def test_while_it_backs_off_a_ticket_that_another_instance_got_is_used(
     refused(one)
     redis_server.put_ticket("theirs", 7100, checked=True)
     assert one.look() == "theirs"
-    assert one.error is None
+    assert one.known.error is None
 
 
 BROKEN = {

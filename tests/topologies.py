@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import PATIENCE, RedisServer, eventually, free_port
+from harness import PATIENCE, RedisServer, eventually, free_port, unavailable
 
 SLOTS = 16384
 
@@ -151,7 +151,7 @@ class ClusterOfThree:
         return f"redis+cluster://{hosts}"
 
     def master_of(self, key: str) -> RedisServer:
-        slot = self.masters[0].run("CLUSTER", "KEYSLOT", key)
+        slot = int(self.masters[0].run("CLUSTER", "KEYSLOT", key))
         return self.masters[sum(slot >= end * SLOTS // 3 for end in (1, 2))]
 
     def stop(self) -> None:
@@ -220,7 +220,11 @@ class Twemproxy:
             f"shared:\n  listen: 127.0.0.1:{self.port}\n  redis: true\n  timeout: 1000\n"
             f"  hash: fnv1a_64\n  distribution: modula\n  servers:{servers}\n"
         )
-        command = [twemproxy_binary(), "-c", "nutcracker.yml", "-o", "log", "-p", "pid"]
+        path = os.pathsep.join([*os.get_exec_path(), "/usr/sbin"])
+        binary = shutil.which("nutcracker", path=path)
+        if not binary:
+            unavailable("no nutcracker: install it, as by apt-get install nutcracker")
+        command = [binary, "-c", "nutcracker.yml", "-o", "log", "-p", "pid"]
         command += ["-a", "127.0.0.1", "-s", str(free_port())]
         self._process = subprocess.Popen(command, cwd=self._folder.name)
         try:
@@ -239,11 +243,3 @@ class Twemproxy:
         self._process.kill()
         self._process.wait()
         self._folder.cleanup()
-
-
-def twemproxy_binary() -> str:
-    path = os.pathsep.join([*os.get_exec_path(), "/usr/sbin"])
-    found = shutil.which("nutcracker", path=path)
-    if not found:
-        raise FileNotFoundError("no nutcracker: install it, as by apt-get install nutcracker")
-    return found
