@@ -64,12 +64,13 @@ T = TypeVar("T")
 
 
 def eventually(what: str, condition: Callable[[], T | None], *, patience: float = PATIENCE) -> T:
-    """The condition's first true value. Polls with a deadline, and says what did not happen."""
+    """The condition's first true value; an OSError is none. Polls with a deadline, and says what
+    did not happen."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
+        with suppress(OSError):
+            if value := condition():
+                return value
         time.sleep(0.01)
     raise AssertionError(f"not within {patience} s: {what}")
 

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,9 +145,7 @@ class Reader:
 
         def answers() -> bool:
             assert running.poll() is None, f"it ended with status {running.returncode}"
-            with suppress(OSError):
-                return fetch("http://127.0.0.1:8060/healthz")[0] == 200
-            return False
+            return fetch("http://127.0.0.1:8060/healthz")[0] == 200
 
         eventually("it answers", answers, patience=120)
 

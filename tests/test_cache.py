@@ -12,7 +12,6 @@ from harness import (
     CHECKED_KEY,
     LOCK_KEY,
     TICKET_KEY,
-    TOKEN_KEY,
     Fault,
     Instance,
     MovedClock,
@@ -212,21 +211,6 @@ def test_a_plain_string_of_another_program_under_a_named_key_is_replaced_once_it
 
 
 # Redis in trouble.
-
-
-def test_what_is_put_back_replaces_nothing_that_came_meanwhile(
-    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock
-) -> None:
-    own_redis.kill()
-    one = instance_for(wechat, own_redis, clock=clock)
-    one.look()
-    own_redis.start()
-    own_redis.put_ticket("theirs", 7100, checked=True)
-    clock.advance(50)
-    newer = wechat.token_of_another_program()
-    own_redis.run("SET", TOKEN_KEY, newer, "EX", 7100)
-    assert one.look() == own_redis.run("GET", TICKET_KEY) == "theirs"
-    assert own_redis.run("GET", TOKEN_KEY) == newer
 
 
 @pytest.mark.parametrize("host", ["redis..internal", "x" * 64])

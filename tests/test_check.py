@@ -323,10 +323,6 @@ def test_the_version_alone() -> None:
 # --- where it is printed --------------------------------------------------------------------------
 
 
-def width(text: str) -> int:
-    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
-
-
 def test_in_a_chinese_terminal_it_is_chinese_and_stays_in_its_columns(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +337,7 @@ def test_in_a_chinese_terminal_it_is_chinese_and_stays_in_its_columns(
     steps = ["配置", "Redis", "access_token", "jsapi_ticket", "签名"]
     assert [name for name in names(lines) if "提示" not in name] == [f"通过 {one}" for one in steps]
     for columns, text in re.findall(r"(?m)^(\S+ +\S+ +)(.*)", printed):
-        assert width(columns) == 20
+        assert len(columns) + sum(east_asian_width(one) in "WF" for one in columns) == 20
         assert re.search("[一-鿿]", text)
     for fault, words, advice in (
         (Fault(errcode=40164), "微信拒绝了 token 请求，错误码 40164（invalid", "请把本服务器的公"),

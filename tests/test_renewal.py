@@ -399,21 +399,30 @@ def test_a_ticket_that_is_due_is_not_waited_for_while_another_instance_asks(
     assert not wechat.calls
 
 
-def test_a_ticket_that_came_before_the_lock_was_got_is_not_asked_for_again(
-    wechat: Sandbox, own_redis: RedisServer
+@pytest.mark.parametrize("puts_back", [False, True])
+def test_a_ticket_that_comes_between_a_look_and_its_write_is_not_asked_for_again_nor_overwritten(
+    wechat: Sandbox, own_redis: RedisServer, puts_back: bool
 ) -> None:
+    """The write is the lock's, or what puts back the ticket that Redis lost."""
+
     def waiting_writes() -> int:
         return sum("b" in one["flags"] for one in own_redis.run("CLIENT LIST"))
 
+    one = instance_for(wechat, own_redis, limits=Limits(redis_timeout=5))
+    if puts_back:
+        one.look()
+        own_redis.run("FLUSHALL")
+    calls = wechat.calls.copy()
     own_redis.run("CLIENT", "PAUSE", 60_000, "WRITE")
     with ThreadPoolExecutor(2) as threads:
         threads.submit(own_redis.put_ticket, "theirs", 7100)
         eventually("another instance writes its ticket", lambda: waiting_writes() == 1)
-        look = threads.submit(instance_for(wechat, own_redis, Limits(redis_timeout=5)).look)
-        eventually("the lock is asked for", lambda: waiting_writes() == 2)
+        look = threads.submit(one.look)
+        eventually("the look writes, too", lambda: waiting_writes() == 2)
         own_redis.run("CLIENT", "UNPAUSE")
-    assert look.result() == "theirs"
-    assert not wechat.calls
+    assert look.result() == (wechat.ticket if puts_back else "theirs")
+    assert own_redis.run("GET", TICKET_KEY) == "theirs"
+    assert wechat.calls == calls
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,11 +179,15 @@ class Certificates:
     def _make(self, name: str, extensions: str, signer: Sequence[str]) -> None:
         key, request, certificate = (self.path(f"{name}.{end}") for end in ("key", "csr", "pem"))
         self.path(f"{name}.ext").write_text("subjectKeyIdentifier=hash\n" + extensions)
-        openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key)
-        openssl("req", "-new", "-key", key, "-subj", f"/CN=the test's {name}", "-out", request)
-        signed_by = signer or ["-signkey", str(key)]
-        extended = ("-extfile", self.path(f"{name}.ext"))
-        openssl("x509", "-req", "-in", request, *signed_by, *extended, "-out", certificate)
+        signed = *(signer or ["-signkey", str(key)]), "-extfile", self.path(f"{name}.ext")
+        for command in (
+            ("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key),
+            ("req", "-new", "-key", key, "-subj", f"/CN=the test's {name}", "-out", request),
+            ("x509", "-req", "-in", request, *signed, "-out", certificate),
+        ):
+            openssl = ["openssl", *map(str, command)]
+            done = subprocess.run(openssl, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -201,12 +205,6 @@ class Certificates:
         options += ["--tls-cert-file", self.path(f"{name}.pem")]
         options += ["--tls-key-file", self.path(f"{name}.key"), "--tls-auth-clients", clients]
         return [str(option) for option in options]
-
-
-def openssl(*arguments: str | Path) -> None:
-    command = ["openssl", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 class Twemproxy:
@@ -234,10 +232,9 @@ class Twemproxy:
             raise
 
     def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), PATIENCE) as to:
-            to.sendall(b"*1\r\n$4\r\nPING\r\n")
-            return to.recv(100) == b"+PONG\r\n"
-        return False
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as connection:
+            connection.sendall(b"*1\r\n$4\r\nPING\r\n")
+            return connection.recv(100) == b"+PONG\r\n"
 
     def stop(self) -> None:
         self._process.kill()
