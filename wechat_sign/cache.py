@@ -41,8 +41,7 @@ class Cache:
             self._store = store.RedisStore(settings, self.clock)
         self._left_alone_until = -math.inf
         self._attempting = self._asked = False
-        self._causes: dict[Text, str] = {}
-        self._failed: dict[Text, str] = {}
+        self._causes, self._failed = dict[Text, str](), dict[Text, str]()
         """What does not work, and why: up to the last look, and in this one."""
 
     def successor(self) -> Cache:

@@ -54,8 +54,7 @@ class JsapiTickets:
         now = self.clock()
         if self._look is None or now >= self._look_at:
             self._looking()
-        ticket = self.known.usable(now)
-        return ticket.value if ticket is not None else None
+        return ticket.value if (ticket := self.known.usable(now)) else None
 
     async def current(self) -> str:
         """A ticket to sign with. Waits only where no usable one is held. Raises SigningError, the
