@@ -48,7 +48,6 @@ from wechat_sign.tickets import JsapiTickets
 log = logging.getLogger("server")
 
 METHODS = "GET, HEAD, OPTIONS"
-ACCEPTS_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
 APPID = re.compile("(?:^|&)(?:appid=([^&]+)|url=https?://.*)", re.IGNORECASE)
 """In a query, but not in that of a page's raw url."""
 PAGE_IN_QUERY = re.compile("(?:^|&)url=(.*)", re.DOTALL)
@@ -192,7 +191,7 @@ class BaseHandler(RequestHandler):
     def finish_compressed(self, body: Compressed) -> None:
         """Ends with a long text, gzipped for clients that accept it."""
         self.add_header("Vary", "Accept-Encoding")
-        accepted = ACCEPTS_GZIP.search(self.request.headers.get("Accept-Encoding", ""))
+        accepted = "gzip" in self.request.headers.get("Accept-Encoding", "")
         if accepted:
             self.set_header("Content-Encoding", "gzip")
         self.finish(body.gzipped if accepted else body.text)
@@ -324,7 +323,6 @@ class Page(BaseHandler):
     def get(self) -> None:
         self.set_header("Content-Type", "text/html; charset=UTF-8")
         self.set_header("Content-Security-Policy", PAGE_POLICY)
-        self.set_header("X-Frame-Options", "DENY")
         self.set_header("Referrer-Policy", "same-origin")  # /getApi compares it with the url
         self.finish_compressed(PAGE)
 
