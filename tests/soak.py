@@ -314,17 +314,14 @@ class Soak:
         (self.sentinels or self.redis).stop()
 
     def table(self) -> str:
-        def listed(counts: Counter[Any]) -> str:
-            return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-
         rows = {
             "requests": self.statuses.total(),
-            "answers by status": listed(self.statuses),
+            "answers by status": dict(self.statuses),
             "wrong signatures": self.wrong,
             "avoidable failures": len(self.failures),
             "failures with no ticket anywhere": self.excused,
-            "calls to WeChat": listed(self.wechat.calls),
-            "faults injected": listed(self.injected),
+            "calls to WeChat": dict(self.wechat.calls),
+            "faults injected": dict(self.injected),
         }
         return "\n".join(f"{name:32}  {value}" for name, value in rows.items())
 

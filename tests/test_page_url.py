@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import suppress
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 import urls
@@ -74,20 +74,14 @@ def test_the_url_comes_out_as_the_page_has_it(sent: str, url: str) -> None:
         assert signed(f"_=17&url={sent}", referer) == url
 
 
-@pytest.mark.parametrize(
-    ("raw", "unescaped"),
-    [
-        ("https://a/C%2B%2B", "https://a/C++"),
-        ("https://a/?Yg%3D%3D", "https://a/?Yg=="),
-        ("https://a/?b%3D", "https://a/?b="),
-        ("https://a/?b%26c", "https://a/?b&c"),
-        ("https://a/?u=/b?c=1%26d=2", "https://a/?u=/b?c=1&d=2"),
-        ("https://a/?b%3D1&c=2", "https://a/?b=1"),
-        ("https://a/?b=1%26c=2&d=3", "https://a/?b=1&c=2"),
-        ("https://a/?b=%25E4%25B8%25AD", "https://a/?b=%E4%B8%AD"),
-    ],
-)
-def test_where_two_readings_are_possible_only_the_referer_decides(raw: str, unescaped: str) -> None:
+AMBIGUOUS = ["C%2B%2B", "?Yg%3D%3D", "?b%3D", "?b%26c", "?u=/b?c=1%26d=2", "?b%3D1&c=2"]
+AMBIGUOUS += ["?b=1%26c=2&d=3", "?b=%25E4%25B8%25AD"]
+
+
+@pytest.mark.parametrize("rest", AMBIGUOUS)
+def test_where_two_readings_are_possible_only_the_referer_decides(rest: str) -> None:
+    raw = f"https://a/{rest}"
+    unescaped = unquote(raw.partition("&")[0])
     for referer in ("", "https://a/", "https://a/another"):
         with pytest.raises(BadPageUrl, match=r"encodeURIComponent\(location\.href"):
             signed(f"url={raw}", referer)
