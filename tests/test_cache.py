@@ -20,8 +20,11 @@ from harness import (
     eventually,
     instance_for,
     marker,
+    settings_for,
+    unwritable,
 )
 
+from wechat_sign.cache import Cache
 from wechat_sign.credentials import Credential
 from wechat_sign.renewal import Known, decide, decide_token
 from wechat_sign.settings import Limits
@@ -302,3 +305,36 @@ def test_a_lock_that_was_got_without_knowing_it_is_ones_own(
         assert lease_over is not None
         assert 0 < lease_over - clock.now <= 5  # what is left of it
     assert not own_redis.run("EXISTS", LOCK_KEY)
+
+
+def test_what_works_again_is_told_once_and_not_before(
+    wechat: Sandbox, own_redis: RedisServer, clock: MovedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_for(wechat, own_redis)
+    cache = Cache(settings, clock)
+    ticket = Credential("t", clock.now + 100, clock.now + 100)
+
+    def look(state: str, working_again: int) -> None:
+        cache.read()
+        cache.settle()
+        assert cache.state == state
+        assert caplog.text.count("works again") == working_again
+
+    full, _ = unwritable(own_redis)["full"]
+    own_redis.run(*full)
+    cache.write(TICKET_KEY, ticket)
+    look("failing", 0)
+    look("failing", 0)  # it wrote nothing by itself
+    own_redis.kill()
+    look("unreachable", 0)
+    clock.advance(settings.limits.redis_pause)
+    own_redis.start()
+    look("redis", 2)
+    own_redis.kill()
+    look("unreachable", 2)
+    look("unreachable", 2)
+    clock.advance(settings.limits.redis_pause)
+    cache.settle()  # it asked nothing
+    own_redis.start()
+    look("redis", 3)
+    assert caplog.text.count("going on without") == 3

@@ -227,7 +227,8 @@ def test_the_log_has_the_peer_and_what_it_says_whom_it_asks_for(
 ) -> None:
     held = bind(opened, socket.AF_INET, ("127.0.0.1", 0))
     on_unix = bind(opened, socket.AF_UNIX, f"{tmp_path}/socket")
-    running = start(sockets=[held, on_unix])
+    on_both = bind(opened, socket.AF_INET6, ("::", 0))
+    running = start(sockets=[held, on_unix, on_both])
     chain = "198.51.100.1, 203.0.113.7"
     brackets = f" (X-Forwarded-For {chain}"
     for path, headers, client in (
@@ -246,6 +247,9 @@ def test_the_log_has_the_peer_and_what_it_says_whom_it_asks_for(
     connection = connect_to(opened, on_unix)
     connection.sendall(b"GET /5 HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: ::2\r\n\r\n")
     running.says("404 GET /5 from a unix socket (X-Forwarded-For ::2), ")
+    mapped = opened.enter_context(socket.create_connection(("127.0.0.1", on_both.getsockname()[1])))
+    mapped.sendall(b"GET /6 HTTP/1.1\r\nHost: a\r\n\r\n")
+    running.says("404 GET /6 from 127.0.0.1, ")
 
 
 @contextmanager
