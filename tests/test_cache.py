@@ -335,6 +335,7 @@ def test_what_works_again_is_told_once_and_not_before(
     look("unreachable", 2)
     clock.advance(settings.limits.redis_pause)
     cache.settle()  # it asked nothing
+    assert cache.state == "unreachable"
     own_redis.start()
     look("redis", 3)
     assert caplog.text.count("going on without") == 3
