@@ -20,7 +20,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -72,7 +72,7 @@ def npm_file(package: str, path: str) -> str:
 
 
 def made_by_chromium_69(url: str, kind: str) -> str:
-    """The document that a page becomes, 360 px wide, in an engine as old as some phones have."""
+    """The document that a page becomes, 320 px wide, in an engine as old as some phones have."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("npm has that engine for x86_64 alone")
     package = "chrome-aws-lambda@1.6.3"
@@ -88,7 +88,7 @@ def made_by_chromium_69(url: str, kind: str) -> str:
     flags = (
         "headless no-sandbox single-process no-zygote disable-gpu disable-dev-shm-usage dump-dom"
     )
-    flags += " window-size=360,800 virtual-time-budget=9000"
+    flags += " window-size=320,800 virtual-time-budget=9000"
     command = [str(program), *(f"--{flag}" for flag in flags.split())]
     command += [f"--user-agent={KINDS[kind].agent}", url]
     ended = subprocess.run(command, stdout=PIPE, stderr=DEVNULL, timeout=60, check=True)
@@ -148,7 +148,7 @@ IN_WECHAT = [kind for kind in KINDS if kind not in ("desktop", "WeCom")]
 def bridge_for(kind: str, wechat: Sandbox, **more: Any) -> str:
     """bridge.js for a kind of phone that asks this WeChat. `more` goes to its setup:
     `when` the bridge comes (early, late, never), `problems` to find before any check of its own,
-    `lacks` and `silent`: functions, `answers` by function, `delay` and `delays` in ms, `sealed`,
+    `lacks` and `silent`: functions, `answers` and `delays` in ms by function, `sealed`,
     and whether it `tells` the url that it took."""
     setup = {
         "ticket": wechat.ticket,
@@ -163,8 +163,6 @@ def bridge_for(kind: str, wechat: Sandbox, **more: Any) -> str:
         "lacks": [],
         "silent": [],
         "answers": {},
-        "sealed": False,
-        "tells": False,
     }
     return BRIDGE.replace("__SETUP__", json.dumps({**setup, **more}))
 
@@ -203,19 +201,10 @@ def launched() -> Iterator[Any]:
         browser.close()
 
 
-class Tab(Protocol):
-    """One page of a browser."""
-
-    def open(self, url: str) -> None: ...
-
-    def js(self, expression: str) -> Any:
-        """Its value; a Promise is waited for."""
-
-
 class Phone:
     """A tab in WeChat: what the page did with the phone, and what friends would get."""
 
-    def __init__(self, tab: Tab, wechat: Sandbox) -> None:
+    def __init__(self, tab: Chromium | WebKitTab, wechat: Sandbox) -> None:
         self.tab, self.wechat = tab, wechat
         self.open, self.js = tab.open, tab.js
 
@@ -286,7 +275,7 @@ def unescaping_in_part(route: Any) -> None:
     route.continue_(url=f"{address}?{query.replace('%25', '%')}")
 
 
-class Chromium(Tab):
+class Chromium:
     """A tab of Chromium: `page` is playwright's; what went to the console, was said in alerts, and
     was asked for."""
 
@@ -336,13 +325,13 @@ class WebKit:
         with open(read) as told:
             display = told.readline().strip()
         self._environ = {**os.environ, "DISPLAY": f":{display}", "HOME": self._home.name}
-        self._command = [str(driver), "-p"]
+        self._program = str(driver)
         self._start_driver()
         self._session = self._agent = ""
 
     def _start_driver(self) -> None:
         self.port = free_port()
-        command = [*self._command, str(self.port)]
+        command = [self._program, "-p", str(self.port)]
         self._driver = subprocess.Popen(command, env=self._environ, stdout=DEVNULL, stderr=DEVNULL)
         eventually("WebKitWebDriver answers", self._ready)
 
@@ -395,7 +384,7 @@ class WebKit:
         self._home.cleanup()
 
 
-class WebKitTab(Tab):
+class WebKitTab:
     def __init__(self, driver: WebKit, session: str) -> None:
         self._driver = driver
         self._path = f"/session/{session}"
@@ -471,15 +460,6 @@ class Site:
             return 200, [(name, value.replace(*policy)) for name, value in kept], body
 
 
-class Local(ThreadingHTTPServer):
-    """On a free port of 127.0.0.1, in threads of its own."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Browsers go away when they like."""
-
-
 def serving(site: Site) -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -498,7 +478,7 @@ def serving(site: Site) -> Iterator[Site]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = Local(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     site.port = server.server_port
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield site
