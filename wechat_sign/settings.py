@@ -215,8 +215,7 @@ class RedisSettings:
         """What is sent to it and never shown."""
         given = urlsplit(self.url.nodes[0]) if self.url else None
         query = parse_qs(given.query) if given else {}
-        escaped = (given and given.password) or ""
-        asked = [self.password, escaped, unquote(escaped)]
+        asked = [self.password, unquote((given and given.password) or "")]
         return asked + query.get("password", []) + query.get("sentinel_password", [])
 
     @property

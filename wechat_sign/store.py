@@ -131,11 +131,11 @@ class RedisStore:
         digest, life = _digest(credential.value), int(1000 * (credential.expires - now))
         if life <= 0:
             return False
-        raw, there = self._value(key), self._life(key)
+        raw = self._value(key)
         is_bare = is_credential(_text(raw))
         written = False
         if owner_key is None or raw == b"" or is_bare:  # no other program would miss it
-            absent = only_if_absent and (is_bare or there == ABSENT)
+            absent = only_if_absent and (is_bare or self._life(key) == ABSENT)
             written = bool(self.client.set(key, credential.value, px=life, nx=absent))
         if written and owner_key is not None:
             self.client.set(owner_key, f"{self._settings.wechat.appid} {digest}", px=life)
