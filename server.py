@@ -96,15 +96,16 @@ class SigningApplication(Application):
     """The routes, and what the handlers share."""
 
     def __init__(self, settings: Settings, tickets: JsapiTickets) -> None:
-        any_host = "(?:(?i:https?)://[^/]*)?"  # `GET http://host/path`, as proxies may ask
         routes: list[Any] = [
-            (f"{any_host}/getApi", GetApi),
-            (f"{any_host}/healthz", Healthz),
-            (rf"{any_host}/wechat-sign\.js", Script, {"kind": "text/javascript", "body": SCRIPT}),
-            (rf"{any_host}/wechat-sign\.d\.ts", Script, {"kind": "text/plain", "body": TYPES}),
+            ("/getApi", GetApi),
+            ("/healthz", Healthz),
+            (r"/wechat-sign\.js", Script, {"kind": "text/javascript", "body": SCRIPT}),
+            (r"/wechat-sign\.d\.ts", Script, {"kind": "text/plain", "body": TYPES}),
         ]
         if settings.server.page:
-            routes.append((f"{any_host}/", Page))
+            routes.append(("/", Page))
+        # `GET http://host/path`, as proxies may ask, is taken for `GET /path`.
+        routes = [(f"(?:(?i:https?)://[^/]*)?{path}", *rest) for path, *rest in routes]
         super().__init__(routes, default_handler_class=NotFound)
         self.page_hosts = hosts = settings.jssdk.page_hosts
         self.allows = lru_cache(lambda origin: host_is_listed(host_of(origin.lower()), hosts))
