@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import LockedElsewhere, LookHangs, SigningError, Stopping, Unexpected
 from .renewal import CALLS, Known, Renewal
 from .settings import Limits
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def pause_after(known: Known, now: float, limits: Limits) -> float:
@@ -99,11 +101,13 @@ class JsapiTickets:
             _, in_flight = await asyncio.wait({self._look}, timeout=timeout)
             self._look.cancel()
             if in_flight:
-                run: Any = asyncio.get_running_loop().run_in_executor
-                ending = run(self._threads, self._renewal.cache.release_lock)
+                ending = self._in_thread(self._renewal.cache.release_lock)
                 await asyncio.wait({ending}, timeout=self._limits.redis_timeout)
             self._look_at = math.inf  # no other begins
         self._threads.shutdown(wait=False)
+
+    def _in_thread(self, call: Callable[..., T], *given: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, call, *given)
 
     def _looking(self) -> asyncio.Task[Known]:
         """The look in flight, or a new one: all who wait share it, its error included."""
@@ -134,9 +138,8 @@ class JsapiTickets:
         """What is known after a look. Raises SigningError where it hangs, or does not begin."""
         if len(self._left_behind) >= self._limits.left_behind:
             raise LookHangs(self._longest)
-        run: Any = asyncio.get_running_loop().run_in_executor
         try:
-            look: asyncio.Future[Known] = run(self._threads, self._renewal.look_up, known)
+            look = self._in_thread(self._renewal.look_up, known)
         except RuntimeError as error:  # no thread could be started
             raise Unexpected(error) from None
         await asyncio.wait({look}, timeout=self._longest)
@@ -146,7 +149,7 @@ class JsapiTickets:
         look.add_done_callback(self._left_behind.discard)
         hangs, self._renewal = self._renewal, self._renewal.successor()
         with suppress(RuntimeError):  # no thread could be started
-            run(self._threads, hangs.cache.close)
+            self._in_thread(hangs.cache.close)
         # Till it ends, OpenSSL may read from a descriptor that a new connection has by now.
         await asyncio.wait({look}, timeout=self._limits.redis_timeout)
         if self._renewal.cache.is_left_alone:  # Redis is what hangs: at once without it
