@@ -80,7 +80,7 @@ def in_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]
 
     @wraps(test)
     def run(*given: P.args, **named: P.kwargs) -> None:
-        asyncio.run(asyncio.wait_for(test(*given, **named), 3 * PATIENCE))
+        asyncio.run(asyncio.wait_for(test(*given, **named), 1.5 * PATIENCE))
 
     return run
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
-from functools import wraps
-from typing import Any, ParamSpec
+from collections.abc import Callable
 
 import pytest
 from harness import (
@@ -18,6 +16,7 @@ from harness import (
     RedisServer,
     Sandbox,
     assert_no_credential,
+    in_a_loop,
     tickets_for,
     until,
 )
@@ -26,16 +25,7 @@ from wechat_sign.errors import LockedElsewhere, SigningError, Stopping, WeChatRe
 from wechat_sign.settings import Limits
 from wechat_sign.tickets import JsapiTickets
 
-P = ParamSpec("P")
 LOOK_INTERVAL, LOOK_SOON = Limits().look_interval, Limits().look_soon
-
-
-def in_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    @wraps(test)
-    def run(*given: P.args, **named: P.kwargs) -> None:
-        asyncio.run(asyncio.wait_for(test(*given, **named), 30))
-
-    return run
 
 
 async def called(wechat: Sandbox, endpoint: str, times: int) -> None:
