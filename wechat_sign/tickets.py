@@ -61,8 +61,7 @@ class JsapiTickets:
     async def current(self) -> str:
         """A ticket to sign with. Waits only where no usable one is held. Raises SigningError, the
         same one for all who ask until the next look."""
-        held = self.held()
-        if held is not None:
+        if held := self.held():
             return held
         look = self._look or self._looking()
         try:
